@@ -1,0 +1,31 @@
+# The one place for the commands of the project; each also stands in the README for people without make.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed
+	$(BIN)/medallion demo
+
+test: $(VENV)/installed lint
+	$(BIN)/pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) dbt_project/target dbt_project/logs dbt_project/dbt_packages
+
+$(VENV)/installed: requirements.lock requirements-uv.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-uv.lock
+	$(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@

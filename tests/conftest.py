@@ -1,0 +1,171 @@
+"""One server of each kind for all tests, and a fresh migrated database for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from warehouse.embedded import BINARIES, EmbeddedServer
+from warehouse.migrate import migrate
+from warehouse.settings import ConnectionInfo, Role, WarehouseSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+SYSTEM_BINARIES = Path("/usr/lib/postgresql/15/bin")
+TEMPLATE = "medallion_template"
+ROLE_NAMES = {"medallion_owner": Role.ADMIN, "postgres": Role.ADMIN} | {
+    role.value: role for role in Role
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """Keep the developer's own environment and `.env` out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("PG", "COINBASE_", "MEDALLION_")):
+                patch.delenv(name)
+        patch.setitem(WarehouseSettings.model_config, "env_file", None)
+        yield
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database of a test: named alike in all tests, for dbt writes the name into its manifest."""
+
+    settings: WarehouseSettings
+
+    @property
+    def name(self) -> str:
+        return self.settings.pgdatabase
+
+    @property
+    def host(self) -> str:
+        return self.info("admin").host
+
+    @property
+    def port(self) -> int:
+        return self.info("admin").port
+
+    def password(self, role: str) -> str:
+        return self.info(role).password
+
+    def info(self, role: str) -> ConnectionInfo:
+        return self.settings.connection(ROLE_NAMES[role])
+
+    def dsn(self, role: str) -> str:
+        return self.info(role).url()
+
+    async def connect(self, role: str) -> asyncpg.Connection[asyncpg.Record]:
+        return await self.info(role).connect()
+
+    def fetch(self, query: str, *arguments: Any, role: str = "admin") -> list[asyncpg.Record]:
+        """Run one query from a test that is not asynchronous."""
+
+        async def run() -> list[asyncpg.Record]:
+            connection = await self.connect(role)
+            try:
+                return await connection.fetch(query, *arguments)
+            finally:
+                await connection.close()
+
+        return asyncio.run(run())
+
+    def execute(self, script: str, role: str = "admin") -> None:
+        async def run() -> None:
+            connection = await self.connect(role)
+            try:
+                await connection.execute(script)
+            finally:
+                await connection.close()
+
+        asyncio.run(run())
+
+
+@dataclass(frozen=True)
+class Server:
+    settings: WarehouseSettings
+    embedded: EmbeddedServer
+
+    def maintain(self, *statements: str) -> None:
+        info = replace(self.settings.connection(Role.ADMIN), database="postgres")
+
+        async def run() -> None:
+            connection = await info.connect()
+            try:
+                for statement in statements:
+                    await connection.execute(statement)
+            finally:
+                await connection.close()
+
+        asyncio.run(run())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what touches the database on each PostgreSQL that is here; dbt's scenarios on one."""
+    if "server" not in metafunc.fixturenames:
+        return
+    servers = [pytest.param(BINARIES, id="postgres18")]
+    one_is_enough = metafunc.definition.get_closest_marker("postgres18_only")
+    if not one_is_enough:
+        missing = not (SYSTEM_BINARIES / "initdb").exists()
+        skip = pytest.mark.skipif(missing, reason=f"no PostgreSQL 15 in {SYSTEM_BINARIES}")
+        servers.append(pytest.param(SYSTEM_BINARIES, id="postgres15", marks=skip))
+    metafunc.parametrize("server", servers, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A PostgreSQL of each supported kind that is here, with a migrated template database."""
+    # Not pytest's own folder: each pytest on the machine closes that to other users again.
+    home = Path(tempfile.mkdtemp(prefix="medallion-"))
+    settings = WarehouseSettings(medallion_home=home, pgdatabase=TEMPLATE)
+    embedded = EmbeddedServer(home, settings.credentials_file, binaries=request.param)
+    embedded.start()
+    try:
+        asyncio.run(migrate(settings))
+        running = Server(settings, embedded)
+        # Nothing here survives the machine, so nothing waits for its disk.
+        running.maintain("alter system set fsync = off", "select pg_reload_conf()")
+        yield running
+    finally:
+        embedded.stop()
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def database(server: Server) -> Database:
+    """A fresh migrated database."""
+    settings = server.settings.model_copy(update={"pgdatabase": "crypto_dw"})
+    server.maintain(
+        "drop database if exists crypto_dw with (force)",
+        f"create database crypto_dw template {TEMPLATE}",
+        # What a migration says of its database is not copied with it.
+        "alter database crypto_dw set timezone to 'UTC'",
+        "revoke all on database crypto_dw from public",
+        "grant connect on database crypto_dw "
+        "to medallion_owner, medallion_ingest, medallion_transform, medallion_reader",
+        "grant temporary on database crypto_dw to medallion_transform",
+    )
+    return Database(settings)
+
+
+@pytest.fixture(scope="session")
+def recorded_frames() -> Callable[[str], list[bytes]]:
+    """Read a file of recorded frames from `../shared/data`, or skip where it is not there."""
+
+    def read(name: str) -> list[bytes]:
+        path = ROOT.parent / "shared" / "data" / name
+        if not path.exists():
+            pytest.skip(f"no recorded frames: {path.parent} is not there")
+        return path.read_bytes().splitlines()
+
+    return read

@@ -1,0 +1,1 @@
+"""The database itself: where it is, who connects, what it holds."""

@@ -1,0 +1,97 @@
+"""Brings the database to the newest migration, and gives the roles their passwords."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import asyncpg
+
+from warehouse.settings import NoDatabaseError, Role, WarehouseError, WarehouseSettings
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+OLDEST_SERVER = 150000
+
+
+async def migrate(settings: WarehouseSettings) -> list[str]:
+    """Make the database if there is none, apply what is new, and return its migrations' names.
+
+    Raises:
+        WarehouseError: the server is away or too old, the database is newer than this code, or a
+            migration failed.
+
+    """
+    admin = settings.connection(Role.ADMIN)
+    await _check_server(settings)
+    command = [_dbmate(), "--migrations-dir", str(MIGRATIONS), "--no-dump-schema", "up"]
+    # The URL holds the password: it goes by the environment, which `ps` does not show.
+    done = subprocess.run(  # noqa: ASYNC221  (nothing else runs while migrating)
+        command,
+        env={**os.environ, "DATABASE_URL": admin.url()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        told = (done.stderr or done.stdout).replace(admin.password or "\0", "***").strip()
+        raise WarehouseError(f"A migration failed; nothing of it was kept. dbmate says: {told}")
+    connection = await admin.connect()
+    try:
+        for role, password in settings.passwords().items():
+            # ALTER ROLE takes no parameters: PostgreSQL itself quotes them.
+            statement = await connection.fetchval(
+                "select format('alter role %I login password %L', $1::text, $2::text)",
+                role.value,
+                password,
+            )
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+    return re.findall(r"^Applied: (\S+)", done.stdout, flags=re.MULTILINE)
+
+
+async def _check_server(settings: WarehouseSettings) -> None:
+    """Refuse a server that is too old and a database that is newer than this code."""
+    admin = settings.connection(Role.ADMIN)
+    try:
+        connection = await admin.connect()
+    except NoDatabaseError:
+        return
+    try:
+        version = connection.get_server_version()
+        if version.major * 10000 < OLDEST_SERVER:
+            raise WarehouseError(
+                f"PostgreSQL {version.major} on {admin.host}:{admin.port} is too old: "
+                "medallion needs 15 or newer."
+            )
+        try:
+            applied = await connection.fetch("select version from public.schema_migrations")
+        except asyncpg.UndefinedTableError:
+            return
+    finally:
+        await connection.close()
+    ours = {path.name.split("_", 1)[0] for path in MIGRATIONS.glob("*.sql")}
+    newer = sorted({row["version"] for row in applied} - ours)
+    if newer:
+        raise WarehouseError(
+            f"The database {admin.database!r} has migrations that this medallion does not know "
+            f"({', '.join(newer)}): it was made by a newer one. Update medallion."
+        )
+
+
+def _dbmate() -> str:
+    scripts = Path(sysconfig.get_path("scripts"))
+    found = shutil.which("dbmate", path=str(scripts)) or shutil.which("dbmate")
+    if found:
+        return found
+    how = (
+        "`scoop install dbmate` or `npm install --global dbmate`"
+        if sys.platform == "win32"
+        else "`uv pip sync requirements.lock`"
+    )
+    raise WarehouseError(f"dbmate, which applies the migrations, is not installed: run {how}.")
