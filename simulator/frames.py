@@ -1,0 +1,108 @@
+"""The text Coinbase Exchange sends, byte for byte as in recorded frames and its REST answers."""
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from time import gmtime, strftime
+from typing import Literal
+
+from simulator.market import SECOND, UNITS, Candle, Product, Trade
+
+Channel = Literal["matches", "heartbeat"]
+"""The channels served."""
+
+
+def trimmed(units: int) -> str:
+    """Write units of 1e-8 as a decimal without trailing zeros or exponent, as the socket does."""
+    whole, rest = divmod(units, UNITS)
+    return f"{whole}.{rest:08d}".rstrip("0") if rest else str(whole)
+
+
+def padded(units: int) -> str:
+    """Write units of 1e-8 with all 8 decimals, as REST does."""
+    return f"{units // UNITS}.{units % UNITS:08d}"
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> str:
+    return strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds))
+
+
+def iso(time: int) -> str:
+    """Write market time (microseconds since 1970) with six decimals and `Z`."""
+    return f"{_second(time // SECOND)}.{time % SECOND:06d}Z"
+
+
+def match_frame(trade: Trade, kind: Literal["match", "last_match"] = "match") -> bytes:
+    """Return the socket's frame for a trade."""
+    size = padded(trade.size) if trade.size_padded else trimmed(trade.size)
+    return (
+        f'{{"type":"{kind}","trade_id":{trade.trade_id},'
+        f'"maker_order_id":"{trade.maker_order_id}","taker_order_id":"{trade.taker_order_id}",'
+        f'"side":"{trade.side}","size":"{size}","price":"{trimmed(trade.price)}",'
+        f'"product_id":"{trade.product_id}","sequence":{trade.sequence},'
+        f'"time":"{iso(trade.time)}"}}'
+    ).encode()
+
+
+def heartbeat_frame(product_id: str, last_trade_id: int, sequence: int, time: int) -> bytes:
+    """Return the once-a-second frame of a product; `time` is cut to its whole second."""
+    return (
+        f'{{"type":"heartbeat","last_trade_id":{last_trade_id},"product_id":"{product_id}",'
+        f'"sequence":{sequence},"time":"{iso(time - time % SECOND)}"}}'
+    ).encode()
+
+
+def subscriptions_frame(channels: Mapping[Channel, Iterable[str]]) -> bytes:
+    """Return the frame that lists all products a connection is subscribed to, by channel."""
+    listed = [
+        {"name": name, "product_ids": list(product_ids), "account_ids": None}
+        for name, product_ids in channels.items()
+    ]
+    return json.dumps({"type": "subscriptions", "channels": listed}, separators=(",", ":")).encode()
+
+
+def error_frame(message: str, reason: str | None = None) -> bytes:
+    """Return an error frame, such as `Failed to subscribe` with its reason."""
+    error = {"type": "error", "message": message}
+    if reason is not None:
+        error["reason"] = reason
+    return json.dumps(error, separators=(",", ":")).encode()
+
+
+def rest_trade(trade: Trade) -> str:
+    """Return one row of `GET /products/{id}/trades`."""
+    return (
+        f'{{"trade_id":{trade.trade_id},"side":"{trade.side}","size":"{padded(trade.size)}",'
+        f'"price":"{padded(trade.price)}","time":"{iso(trade.time)}"}}'
+    )
+
+
+def rest_candle(candle: Candle) -> str:
+    """Return one row of `GET /products/{id}/candles`: time, low, high, open, close, volume."""
+    amounts = (candle.low, candle.high, candle.open, candle.close, candle.volume)
+    return f"[{candle.time},{','.join(map(trimmed, amounts))}]"
+
+
+def rest_product(product: Product) -> dict[str, object]:
+    """Return one row of `GET /products`."""
+    return {
+        "id": product.id,
+        "base_currency": product.base_currency,
+        "quote_currency": product.quote_currency,
+        "quote_increment": trimmed(product.quote_increment),
+        "base_increment": trimmed(product.base_increment),
+        "display_name": product.id,
+        "min_market_funds": "1",
+        "margin_enabled": False,
+        "post_only": False,
+        "limit_only": False,
+        "cancel_only": False,
+        "status": "online" if product.online else "delisted",
+        "status_message": "",
+        "trading_disabled": not product.online,
+        "fx_stablecoin": False,
+        "max_slippage_percentage": "0.02000000",
+        "auction_mode": False,
+        "high_bid_limit_percentage": "",
+    }
