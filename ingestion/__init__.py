@@ -1,0 +1,1 @@
+"""The sidecar that takes trades from Coinbase to bronze, and nothing else."""

@@ -1,0 +1,443 @@
+"""Writes frames to bronze: batched binary COPY out of a bounded buffer that never loses a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, NamedTuple, TypeAlias
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from ingestion.errors import FatalBronzeError
+
+# Strings: the type is generic in the stubs only.
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Connect: TypeAlias = "Callable[[], Awaitable[Connection]]"
+"""Opens a connection that may insert into bronze."""
+
+log = structlog.get_logger(__name__)
+
+LOCK_SECONDS: Final = 30.0
+"""How long the server lets a statement wait for a lock, before it is cancelled and tried again."""
+COMMAND_SECONDS: Final = 60.0
+"""How long a statement may take before its connection is taken for dead. It is longer than
+LOCK_SECONDS: what the server has cancelled is surely not stored, what was left behind may be."""
+CONNECT_SECONDS: Final = 30.0
+FIRST_RETRY_SECONDS: Final = 0.2
+LONGEST_RETRY_SECONDS: Final = 5.0
+PARTITIONS_SECONDS: Final = 3600.0
+PARTITIONS_RETRY_SECONDS: Final = 60.0
+SESSION_SECONDS: Final = 1.0
+"""A running session's counts are written at most this often: each write leaves a dead row."""
+
+# What PostgreSQL says of a value that it can't store: class 22, and 54 for limits of its own.
+# asyncpg raises ValueError and OverflowError for what it can't encode, before anything is stored.
+_BAD_DATA = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, ValueError, OverflowError)
+
+# What a retry can't cure. At the start the user is there to read it; later it may be a migration
+# or a change of passwords under way, and giving up would lose the buffer.
+_PERMANENT = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+)
+
+_TRADE_COLUMNS = ("received_at", "source", "channel", "session_id", "product_id", "payload")
+_REJECTED_COLUMNS = ("received_at", "source", "session_id", "frame", "error")
+_SESSION_COLUMNS = (
+    "session_id", "source", "url", "products", "started_at", "ended_at", "frames", "trades",
+    "end_reason",
+)  # fmt: skip
+
+_SAVE_SESSION = """
+    insert into bronze.feed_sessions (
+        session_id, source, url, products, started_at, ended_at, frames, trades, end_reason
+    )
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+    on conflict (session_id) do update set
+        ended_at = excluded.ended_at,
+        frames = excluded.frames,
+        trades = excluded.trades,
+        end_reason = excluded.end_reason
+"""
+
+TradeRow = tuple[datetime, str, str, UUID, str | None, bytes]
+"""One frame for coinbase_trades_raw: received_at, source, channel, session_id, product_id, frame.
+
+A plain tuple: it is made for each frame and goes to COPY as it is."""
+
+
+class RejectedRow(NamedTuple):
+    """One frame for coinbase_frames_rejected."""
+
+    received_at: datetime
+    source: str
+    session_id: UUID
+    frame: bytes
+    error: str
+
+
+@dataclass(slots=True)
+class FeedSession:
+    """One connection to the exchange, as feed_sessions keeps it."""
+
+    session_id: UUID
+    source: str
+    url: str
+    products: tuple[str, ...]
+    started_at: datetime
+    ended_at: datetime | None = None
+    end_reason: str | None = None
+    trades: int = 0
+    other_frames: int = 0
+
+    @property
+    def frames(self) -> int:
+        """Frames received, of every type."""
+        return self.trades + self.other_frames
+
+
+class _Saved(NamedTuple):
+    """When a running session was saved last, and with how many frames."""
+
+    at: float
+    frames: int
+
+
+class BronzeWriter:
+    """Takes frames without waiting and saves them in batches.
+
+    While one batch is on its way the next is filled. What is not saved stays in the buffer until
+    the database takes it; when a connection dies within a COPY, the batch is sent again, so a frame
+    may be twice in bronze and is never absent. Meant for one task that puts, and one that runs.
+
+    Args:
+        connect: opens a connection as a role that may insert into bronze.
+        batch_size: rows per COPY.
+        flush_interval: the longest wait before a part-filled batch is written, in seconds.
+        max_buffered: frames kept in memory, those on their way included.
+        on_batch: is told the seconds that each batch took.
+
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        *,
+        batch_size: int,
+        flush_interval: float,
+        max_buffered: int,
+        on_batch: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        self._connect = connect
+        self._batch_size = batch_size
+        self._flush_interval = flush_interval
+        self._max_buffered = max_buffered
+        self._on_batch = on_batch
+
+        self._rows: deque[TradeRow] = deque()
+        # A stack: the batch on its way, or what bisection has left of it, in order from the top.
+        self._chunks: list[list[TradeRow]] = []
+        self._rejected: deque[RejectedRow] = deque()
+        self._sessions: dict[UUID, FeedSession] = {}
+        self._saved_sessions: dict[UUID, _Saved] = {}
+
+        self._room = max_buffered
+        self._has_room = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._finishing = False
+        self._connection: Connection | None = None
+        self._partitions_due = 0.0
+        self._away_since: float | None = None
+        self._retry_seconds = FIRST_RETRY_SECONDS
+
+        self.rows_saved = 0
+        """Rows committed to coinbase_trades_raw."""
+        self.rejected_saved = 0
+        """Rows committed to coinbase_frames_rejected."""
+        self.batches_saved = 0
+        """Batches committed."""
+
+    @property
+    def buffered(self) -> int:
+        """Frames in memory, those on their way to the database included."""
+        return len(self._rows) + sum(map(len, self._chunks)) + len(self._rejected)
+
+    def put(self, row: TradeRow) -> bool:
+        """Take a frame; return whether there is room for another."""
+        rows = self._rows
+        rows.append(row)
+        waiting = len(rows)
+        if waiting == self._batch_size:
+            self._wake.set()
+        return waiting < self._room
+
+    def put_rejected(self, row: RejectedRow) -> bool:
+        """Take a frame that jsonb can't hold; return whether there is room for another."""
+        self._rejected.append(row)
+        self._update_room()
+        return len(self._rows) < self._room
+
+    def track(self, session: FeedSession) -> None:
+        """Save this session now, as batches land, and when it has ended."""
+        if session.session_id not in self._sessions:
+            self._sessions[session.session_id] = session
+        self._wake.set()
+
+    async def room(self) -> None:
+        """Wait until there is room for another frame."""
+        while len(self._rows) >= self._room:
+            self._wake.set()
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    def finish(self) -> None:
+        """Let `run` return once everything is saved."""
+        self._finishing = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Save what is put, until `finish` is called and nothing is left.
+
+        Raises:
+            FatalBronzeError: at the start, bronze can't be written with these settings.
+
+        """
+        try:
+            await self._start()
+            while not (self._finishing and self._is_idle()):
+                await self._wait()
+                if not self._is_idle() or self._partitions_due <= time.monotonic():
+                    await self._try(self._save)
+            if self._connection is not None:
+                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await self._connection.close(timeout=5)
+                self._connection = None
+        finally:
+            self._drop_connection()
+
+    async def _wait(self) -> None:
+        """Wait for a full batch, or for the flush interval."""
+        retrying = self._away_since is not None and not self._is_idle()
+        if retrying or self._finishing or len(self._rows) >= self._batch_size:
+            return
+        self._wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._flush_interval):
+                await self._wake.wait()
+
+    def _is_idle(self) -> bool:
+        return not (
+            self._rows or self._chunks or self._rejected or any(map(self._is_due, self._sessions))
+        )
+
+    async def _start(self) -> None:
+        """Find out whether bronze can be written; wait for a database that is away."""
+        while not await self._try(self._check, fatal=True):
+            if self._finishing and self._is_idle():
+                return
+
+    async def _try(self, step: Callable[[], Awaitable[None]], *, fatal: bool = False) -> bool:
+        """Do a step; where it fails, decide whether to give up, and wait before the next try."""
+        try:
+            await step()
+        except Exception as error:  # Whatever fails: the batch must not be dropped.
+            self._drop_connection()
+            origin = _origin(error)
+            permanent = isinstance(origin, _PERMANENT)
+            if fatal and permanent:
+                raise FatalBronzeError(_told(error)) from error
+            await self._pause(error, permanent=permanent)
+            return False
+        if self._away_since is not None:
+            away = time.monotonic() - self._away_since
+            log.info("bronze_back", away_seconds=round(away, 1), buffered=self.buffered)
+            self._away_since = None
+            self._retry_seconds = FIRST_RETRY_SECONDS
+        return True
+
+    async def _pause(self, error: Exception, *, permanent: bool) -> None:
+        """Log why bronze took nothing and wait, longer each time."""
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+        # Half fixed, half random: a restarted database is not met by all its writers at once.
+        delay = self._retry_seconds * random.uniform(0.5, 1)  # noqa: S311  (no secret)
+        self._retry_seconds = min(self._retry_seconds * 2, LONGEST_RETRY_SECONDS)
+        tell = log.error if permanent else log.warning
+        tell(
+            "bronze_unreachable",
+            error=str(error) or type(error).__name__,
+            retry_in=round(delay, 2),
+            buffered=self.buffered,
+        )
+        await asyncio.sleep(delay)
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            async with asyncio.timeout(CONNECT_SECONDS):
+                connection = await self._connect()
+                self._connection = connection
+                await connection.execute(f"set lock_timeout = '{LOCK_SECONDS}s'")
+                # The frame goes through as it is; 1 is the version of jsonb's binary form.
+                await connection.set_type_codec(
+                    "jsonb",
+                    schema="pg_catalog",
+                    encoder=lambda frame: b"\x01" + frame,
+                    decoder=lambda stored: stored[1:],
+                    format="binary",
+                )
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        """Give the connection up: after a failover, only a new one reaches the new primary."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def _check(self) -> None:
+        """Write no rows to each table: that needs all the tables and rights that rows need."""
+        connection = await self._connected()
+        await self._copy(connection, "coinbase_trades_raw", _TRADE_COLUMNS, [])
+        await self._copy(connection, "coinbase_frames_rejected", _REJECTED_COLUMNS, [])
+        await self._copy(connection, "feed_sessions", _SESSION_COLUMNS, [])
+        await self._make_partitions(connection)
+
+    async def _save(self) -> None:
+        """Save one batch, and what else is due.
+
+        Each part leaves the buffer as soon as it is committed, so a retry sends only the rest.
+        """
+        connection = await self._connected()
+        if self._partitions_due <= time.monotonic():
+            await self._make_partitions(connection)
+        if not self._chunks and self._rows:
+            size = min(len(self._rows), self._batch_size)
+            self._chunks.append([self._rows.popleft() for _ in range(size)])
+            self._update_room()
+        if self._chunks:
+            began = time.monotonic()
+            await self._save_chunks(connection)
+            self.batches_saved += 1
+            self._on_batch(time.monotonic() - began)
+        if self._rejected:
+            await self._save_rejected(connection)
+        for session_id in [found for found in self._sessions if self._is_due(found)]:
+            await self._save_session(connection, self._sessions[session_id])
+
+    async def _save_chunks(self, connection: Connection) -> None:
+        """Save the batch; where PostgreSQL refuses a frame in it, find that one by halving."""
+        while self._chunks:
+            chunk = self._chunks[-1]
+            try:
+                await self._copy(connection, "coinbase_trades_raw", _TRADE_COLUMNS, chunk)
+            except _BAD_DATA as error:
+                self._chunks.pop()
+                if len(chunk) > 1:
+                    middle = len(chunk) // 2
+                    self._chunks += [chunk[middle:], chunk[:middle]]
+                else:
+                    self._reject(chunk[0], error)
+            else:
+                self._chunks.pop()
+                self.rows_saved += len(chunk)
+            self._update_room()
+
+    def _reject(self, row: TradeRow, error: Exception) -> None:
+        received_at, source, _channel, session_id, product_id, frame = row
+        detail = getattr(error, "detail", None)
+        reason = f"refused by jsonb: {getattr(error, 'message', None) or error}"
+        if detail:
+            reason = f"{reason} ({detail})"
+        log.warning("batch_frame_rejected", product_id=product_id, error=reason)
+        self._rejected.append(RejectedRow(received_at, source, session_id, frame, reason))
+
+    async def _save_rejected(self, connection: Connection) -> None:
+        rows = list(self._rejected)
+        await self._copy(connection, "coinbase_frames_rejected", _REJECTED_COLUMNS, rows)
+        for _ in rows:
+            self._rejected.popleft()
+        self.rejected_saved += len(rows)
+        self._update_room()
+
+    def _is_due(self, session_id: UUID) -> bool:
+        """Tell whether a session is to be saved: it is new, it has ended, or it has gone on."""
+        session, saved = self._sessions[session_id], self._saved_sessions.get(session_id)
+        if saved is None or session.ended_at is not None:
+            return True
+        return saved.frames != session.frames and time.monotonic() - saved.at >= SESSION_SECONDS
+
+    async def _save_session(self, connection: Connection, session: FeedSession) -> None:
+        ended_at, frames = session.ended_at, session.frames
+        await connection.execute(
+            _SAVE_SESSION,
+            session.session_id,
+            session.source,
+            session.url,
+            list(session.products),
+            session.started_at,
+            ended_at,
+            frames,
+            session.trades,
+            session.end_reason,
+            timeout=COMMAND_SECONDS,
+        )
+        if ended_at is None:
+            self._saved_sessions[session.session_id] = _Saved(time.monotonic(), frames)
+        else:
+            del self._sessions[session.session_id]
+            self._saved_sessions.pop(session.session_id, None)
+
+    async def _make_partitions(self, connection: Connection) -> None:
+        """Make the partitions of the coming days; without them rows go to the default partition."""
+        wait = PARTITIONS_SECONDS
+        try:
+            await connection.execute("select bronze.make_partitions()", timeout=COMMAND_SECONDS)
+        except asyncpg.PostgresError as error:
+            log.warning("partitions_not_made", error=str(error))
+            wait = PARTITIONS_RETRY_SECONDS
+        self._partitions_due = time.monotonic() + wait
+
+    async def _copy(
+        self,
+        connection: Connection,
+        table: str,
+        columns: tuple[str, ...],
+        rows: list[TradeRow] | list[RejectedRow],
+    ) -> None:
+        await connection.copy_records_to_table(
+            table, schema_name="bronze", columns=columns, records=rows, timeout=COMMAND_SECONDS
+        )
+
+    def _update_room(self) -> None:
+        self._room = self._max_buffered - sum(map(len, self._chunks)) - len(self._rejected)
+        if len(self._rows) < self._room:
+            self._has_room.set()
+
+
+def _origin(error: BaseException) -> BaseException:
+    """Return the error that began it: whoever connects for us may have worded it anew."""
+    while (context := error.__cause__ or error.__context__) is not None:
+        error = context
+    return error
+
+
+def _told(error: Exception) -> str:
+    if not isinstance(error, asyncpg.PostgresError):
+        return str(error)
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return f"PostgreSQL refused the ingester: {error}. Check its user and password."
+    return (
+        f"Bronze can't be written: {error}. Run `medallion migrate` to make what is missing, "
+        "or check that PGHOST, PGPORT and PGDATABASE name the right database."
+    )

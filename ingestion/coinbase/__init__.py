@@ -1,0 +1,1 @@
+"""What Coinbase says: frames, and the socket that brings them."""

@@ -1,0 +1,158 @@
+"""Frames of the Exchange feed and the messages in them. Pure, no I/O.
+
+Decoding is lenient: silver judges the values of a trade, so a field may be missing or of any type.
+Shapes of the frames: FEED.md, and https://docs.cdp.coinbase.com/exchange/websocket-feed/channels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+import msgspec
+
+TRADE_CHANNEL = "matches"
+"""Carries every match, and the last one from before the subscription (`last_match`)."""
+HEARTBEAT_CHANNEL = "heartbeat"
+"""Tells once a second, per product, the newest trade id that the exchange has made."""
+
+
+class UnreadableFrameError(Exception):
+    """A frame is no JSON object; the message says what is wrong with it."""
+
+
+class Message(msgspec.Struct, gc=False):
+    """What the ingester needs to know of a frame; None where the frame doesn't tell."""
+
+    kind: Any = msgspec.field(name="type", default=None)
+    """Type of the frame: match, last_match, heartbeat, subscriptions, error, or anything."""
+    product_id: Any = None
+    trade_id: Any = None
+    last_trade_id: Any = None
+
+
+class Refusal(msgspec.Struct):
+    """An error frame: what the exchange refused and why."""
+
+    message: Any = ""
+    reason: Any = ""
+
+    def names(self, product_id: str) -> bool:
+        """Tell whether the refusal is about this product."""
+        words = re.findall(r"[A-Za-z0-9-]+", f"{self.message} {self.reason}")
+        return product_id in words
+
+
+class _Channel(msgspec.Struct):
+    name: str
+    product_ids: list[str] = []
+
+
+class _Subscriptions(msgspec.Struct):
+    channels: list[_Channel] = []
+
+
+_message = msgspec.json.Decoder(Message)
+_subscriptions = msgspec.json.Decoder(_Subscriptions)
+_refusal = msgspec.json.Decoder(Refusal)
+
+
+def decode(frame: bytes) -> Message:
+    """Return what a frame says.
+
+    Raises:
+        UnreadableFrameError: it is not UTF-8, not JSON, or JSON but no object.
+
+    """
+    try:
+        return _message.decode(frame)
+    except (ValueError, RecursionError):
+        # msgspec also refuses what JSON and jsonb allow: a number past a float, a lone surrogate.
+        return _decode_unusual(frame)
+
+
+def subscribe(products: tuple[str, ...]) -> str:
+    """Return the frame that subscribes to the products' trades and heartbeats.
+
+    The product ids stand inside the channels: the root form has failed for others (FEED.md).
+    """
+    channels = [
+        {"name": name, "product_ids": products} for name in (TRADE_CHANNEL, HEARTBEAT_CHANNEL)
+    ]
+    return msgspec.json.encode({"type": "subscribe", "channels": channels}).decode()
+
+
+def subscribed_products(frame: bytes) -> frozenset[str] | None:
+    """Return the products whose trades a subscriptions frame confirms, None if it is malformed."""
+    try:
+        channels = _subscriptions.decode(frame).channels
+    except ValueError:
+        return None
+    return frozenset(
+        product
+        for channel in channels
+        if channel.name == TRADE_CHANNEL
+        for product in channel.product_ids
+    )
+
+
+def refusal(frame: bytes) -> Refusal:
+    """Return what an error frame says."""
+    try:
+        return _refusal.decode(frame)
+    except ValueError:
+        return Refusal(message=frame[:200].decode(errors="replace"))
+
+
+def trade_number(value: object) -> int | None:
+    """Return a trade id as a number; None where it is none.
+
+    The Exchange feed sends numbers, other interfaces of Coinbase send the same ids as text.
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+        return int(value)
+    return None
+
+
+def _decode_unusual(frame: bytes) -> Message:
+    """Decode by the book what msgspec refused, and say exactly what is wrong."""
+    try:
+        text = frame.decode()
+    except UnicodeDecodeError as error:
+        raise UnreadableFrameError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+    try:
+        document = json.loads(text, parse_constant=_refuse, parse_int=str, parse_float=str)
+    except RecursionError:
+        # Deeper than Python follows: jsonb may follow still, so PostgreSQL is asked.
+        if not text.lstrip().startswith("{"):
+            raise UnreadableFrameError("JSON but no object, or not JSON: nested too deep") from None
+        return Message(kind="match" if 'match"' in text else None)
+    except ValueError as error:
+        raise UnreadableFrameError(f"not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise UnreadableFrameError("JSON but no object")
+    product_id = document.get("product_id")
+    if isinstance(product_id, str) and not _is_encodable(product_id):
+        product_id = None
+    return Message(
+        kind=document.get("type"),
+        product_id=product_id,
+        trade_id=document.get("trade_id"),
+        last_trade_id=document.get("last_trade_id"),
+    )
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _is_encodable(text: str) -> bool:
+    """Tell whether a text has a UTF-8 form; one with a lone surrogate has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,37 @@
+"""What can end the ingester. Each message tells its reader what to do, without a traceback."""
+
+from __future__ import annotations
+
+
+class IngestionError(Exception):
+    """The ingester had to give up; the message says what to do."""
+
+
+class FatalFeedError(IngestionError):
+    """The feed can't be read, and no retry will cure it."""
+
+
+class FatalBronzeError(IngestionError):
+    """Bronze can't be written with these settings."""
+
+
+class MetricsPortError(IngestionError):
+    """The port for the metrics can't be opened."""
+
+
+class UnsavedFramesError(IngestionError):
+    """The ingester was stopped while the database was away, and frames are lost with it.
+
+    Args:
+        frames: how many frames were not saved.
+        waited: how long the database was given, in seconds.
+
+    """
+
+    def __init__(self, frames: int, waited: float) -> None:
+        self.frames = frames
+        super().__init__(
+            f"{frames} frames are NOT in bronze: the database took nothing for {waited:g} s while "
+            "stopping. Look at the log for bronze_unreachable, and raise DRAIN_SECONDS to wait "
+            "longer next time."
+        )

@@ -1,0 +1,113 @@
+"""Prometheus metrics of one capture: read from its counts when asked, so that no frame pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ingestion.errors import MetricsPortError
+
+if TYPE_CHECKING:
+    from ingestion.capture import CaptureStats
+
+BATCH_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+
+
+class CaptureMetrics(Collector):
+    """The numbers of one capture in a registry of its own.
+
+    Args:
+        read: returns the counts of now.
+        missing: returns the trades missing now, per product.
+
+    """
+
+    def __init__(
+        self, read: Callable[[], CaptureStats], missing: Callable[[], dict[str, int]]
+    ) -> None:
+        self._read = read
+        self._missing = missing
+        self.registry = CollectorRegistry()
+        self.batch_seconds = Histogram(
+            "ingestion_batch_seconds",
+            "Time from sending a batch to its commit.",
+            buckets=BATCH_SECONDS,
+            registry=self.registry,
+        )
+        self.registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: the registry need not read the counts to learn the names."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics of now."""
+        stats = self._read()
+        frames = CounterMetricFamily(
+            "ingestion_frames", "Frames received, by type.", labels=["type"]
+        )
+        for kind, count in stats.frames_by_type.items():
+            frames.add_metric([kind], count)
+        yield frames
+        counters = {
+            "trades": ("Trades received.", stats.trades),
+            "rows": ("Rows committed to bronze.coinbase_trades_raw.", stats.rows),
+            "batches": ("Batches committed.", stats.batches),
+            "rejected_frames": (
+                "Rows committed to bronze.coinbase_frames_rejected.",
+                stats.rejected,
+            ),
+            "reconnects": ("Connections to the exchange after the first.", stats.reconnects),
+        }
+        for name, (meaning, value) in counters.items():
+            yield CounterMetricFamily(f"ingestion_{name}", meaning, value=value)
+        yield GaugeMetricFamily(
+            "ingestion_buffered_frames",
+            "Frames in memory that are not committed yet.",
+            value=stats.buffered,
+        )
+        if stats.seconds_since_last_frame is not None:
+            yield GaugeMetricFamily(
+                "ingestion_seconds_since_last_frame",
+                "Age of the newest frame.",
+                value=stats.seconds_since_last_frame,
+            )
+        missing = GaugeMetricFamily(
+            "ingestion_missing_trades",
+            "Trades skipped and not seen since; those that are just late are among them.",
+            labels=["product_id"],
+        )
+        for product_id, count in self._missing().items():
+            missing.add_metric([product_id], count)
+        yield missing
+
+
+@contextmanager
+def serve(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
+    """Serve a registry on 127.0.0.1 while the context lasts; without a port, serve nothing.
+
+    Raises:
+        MetricsPortError: the port can't be opened.
+
+    """
+    if port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+    except OSError as error:
+        raise MetricsPortError(
+            f"METRICS_PORT is {port}, which can't be opened on 127.0.0.1: {error.strerror}. "
+            "Set it to a free port, or unset it."
+        ) from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,126 @@
+"""The ingester's own settings, from the environment and from `.env` in the project's folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from websockets.exceptions import InvalidURI
+from websockets.uri import parse_uri
+
+_PRODUCT = re.compile(r"[A-Z0-9]+(-[A-Z0-9]+)+")
+
+
+class IngestionSettings(BaseSettings):
+    """What to record and how. Each field is the variable of the same name in capitals.
+
+    Raises:
+        pydantic.ValidationError: a value is not accepted; `explain` makes a message of it.
+
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=Path(__file__).resolve().parents[1] / ".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+    coinbase_ws_url: str = Field(
+        default="wss://ws-feed.exchange.coinbase.com",
+        description="a ws:// or wss:// URL of the Exchange feed",
+    )
+    coinbase_products: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("BTC-USD", "ETH-USD", "SOL-USD"),
+        description="product ids separated by commas, for example BTC-USD,ETH-USD",
+    )
+    batch_size: int = Field(
+        default=5000, ge=1, le=100_000, description="rows per COPY, from 1 to 100000"
+    )
+    flush_interval_seconds: float = Field(
+        default=0.2,
+        ge=0.01,
+        le=60,
+        description="the longest wait before a part-filled batch is written, from 0.01 to 60",
+    )
+    max_buffered_frames: int = Field(
+        default=500_000,
+        ge=1,
+        le=50_000_000,
+        description="frames kept in memory while the database is away, from 1 to 50000000",
+    )
+    silence_seconds: float = Field(
+        default=10,
+        ge=0.1,
+        le=3600,
+        description="seconds without a frame before reconnecting, from 0.1 to 3600",
+    )
+    drain_seconds: float = Field(
+        default=30,
+        ge=0.1,
+        le=3600,
+        description="seconds that stopping waits while bronze takes nothing, from 0.1 to 3600",
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="a port on 127.0.0.1, from 1 to 65535, or nothing for no metrics",
+    )
+
+    @field_validator("coinbase_ws_url")
+    @classmethod
+    def _url_is_websocket(cls, url: str) -> str:
+        try:
+            parse_uri(url).host.encode("idna")
+        except InvalidURI as error:
+            raise ValueError(error.msg) from None
+        return url
+
+    @field_validator("coinbase_products", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        products = (product.strip().upper() for product in value.split(","))
+        return tuple(dict.fromkeys(product for product in products if product))
+
+    @field_validator("coinbase_products")
+    @classmethod
+    def _products_look_like_products(cls, products: tuple[str, ...]) -> tuple[str, ...]:
+        if not products:
+            raise ValueError("there is no product in it")
+        for product in products:
+            if not _PRODUCT.fullmatch(product):
+                raise ValueError(f"{product!r} is no product id")
+        return products
+
+    @model_validator(mode="after")
+    def _batch_fits_the_buffer(self) -> Self:
+        if self.max_buffered_frames < self.batch_size:
+            raise ValueError(
+                f"MAX_BUFFERED_FRAMES is {self.max_buffered_frames}, but it must hold at least "
+                f"one batch: BATCH_SIZE is {self.batch_size}"
+            )
+        return self
+
+
+def explain(error: ValidationError) -> str:
+    """Return one line per wrong setting: the variable, its value and what is accepted."""
+    lines = []
+    for wrong in error.errors(include_url=False):
+        reason = wrong["msg"].removeprefix("Value error, ")
+        if not wrong["loc"]:
+            lines.append(f"{reason}.")
+            continue
+        name = str(wrong["loc"][0])
+        field = IngestionSettings.model_fields.get(name)
+        accepted = field.description if field else "nothing: there is no such setting"
+        lines.append(
+            f"{name.upper()} is {wrong['input']!r} ({reason}). Accepted is {accepted}. "
+            "Set it in the environment or in .env."
+        )
+    return "\n".join(lines)

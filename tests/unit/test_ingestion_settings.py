@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from ingestion.settings import IngestionSettings, explain
+
+VARIABLES = [name.upper() for name in IngestionSettings.model_fields]
+
+
+@pytest.fixture(autouse=True)
+def _no_variable_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def load(env_file: Path | None = None) -> IngestionSettings:
+    return IngestionSettings(_env_file=env_file)
+
+
+def test_defaults_record_three_products_of_the_exchange() -> None:
+    settings = load()
+
+    assert settings.coinbase_ws_url == "wss://ws-feed.exchange.coinbase.com"
+    assert settings.coinbase_products == ("BTC-USD", "ETH-USD", "SOL-USD")
+    assert settings.metrics_port is None
+
+
+def test_products_are_trimmed_capitalised_and_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COINBASE_PRODUCTS", " btc-usd, ETH-USD ,,BTC-USD,")
+
+    assert load().coinbase_products == ("BTC-USD", "ETH-USD")
+
+
+def test_dotenv_is_read_and_the_environment_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("BATCH_SIZE=7\nSILENCE_SECONDS=3\nSOMETHING_ELSE=x\n")
+    monkeypatch.setenv("SILENCE_SECONDS", "4")
+
+    settings = load(dotenv)
+
+    assert (settings.batch_size, settings.silence_seconds) == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("COINBASE_WS_URL", "https://example.com", "a ws:// or wss:// URL"),
+        ("COINBASE_WS_URL", "wss://", "a ws:// or wss:// URL"),
+        ("COINBASE_WS_URL", "wss://a..b", "a ws:// or wss:// URL"),
+        ("COINBASE_PRODUCTS", ",", "product ids separated by commas"),
+        ("COINBASE_PRODUCTS", "BTC-USD,BTC/USD", "product ids separated by commas"),
+        ("BATCH_SIZE", "0", "from 1 to 100000"),
+        ("BATCH_SIZE", "many", "from 1 to 100000"),
+        ("FLUSH_INTERVAL_SECONDS", "nan", "from 0.01 to 60"),
+        ("MAX_BUFFERED_FRAMES", "-1", "from 1 to 50000000"),
+        ("SILENCE_SECONDS", "inf", "from 0.1 to 3600"),
+        ("DRAIN_SECONDS", "-1", "from 0.1 to 3600"),
+        ("METRICS_PORT", "70000", "from 1 to 65535"),
+    ],
+)
+def test_a_wrong_value_is_explained(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, accepted: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ValidationError) as caught:
+        load()
+
+    told = explain(caught.value)
+    assert "\n" not in told
+    assert told.startswith(f"{name} is '{value}'")
+    assert accepted in told
+
+
+def test_each_wrong_value_gets_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCH_SIZE", "x")
+    monkeypatch.setenv("METRICS_PORT", "y")
+
+    with pytest.raises(ValidationError) as caught:
+        load()
+
+    assert len(explain(caught.value).splitlines()) == 2
+
+
+def test_a_buffer_smaller_than_a_batch_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_BUFFERED_FRAMES", "10")
+
+    with pytest.raises(ValidationError) as caught:
+        load()
+
+    assert explain(caught.value) == (
+        "MAX_BUFFERED_FRAMES is 10, but it must hold at least one batch: BATCH_SIZE is 5000."
+    )
