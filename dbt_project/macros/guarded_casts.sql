@@ -1,0 +1,28 @@
+{# Each is null where the text can't be cast: no input can make a build fail. The guard stands inside
+   a CASE, for SQL promises no order between conditions. #}
+
+{% macro guarded_numeric(column) -%}
+    case
+        when
+            length({{ column }}) <= 60
+            and {{ column }} ~ '^[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9][0-9]?)?$'
+            then trim_scale({{ column }}::numeric)
+    end
+{%- endmacro %}
+
+
+{% macro guarded_bigint(column) -%}
+    case
+        when length({{ column }}) <= 18 and {{ column }} ~ '^[0-9]+$' then {{ column }}::bigint
+    end
+{%- endmacro %}
+
+
+{% macro guarded_timestamp(column) -%}
+    case
+        when
+            length({{ column }}) <= 40
+            and {{ column }} ~ '^[0-9-]+T[0-9:.]+(Z|[+-][0-9:]+)$'
+            then case when bronze.is_timestamp({{ column }}) then {{ column }}::timestamptz end
+    end
+{%- endmacro %}

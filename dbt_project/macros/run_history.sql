@@ -1,0 +1,134 @@
+{% macro begin_run() %}
+    {% if not execute or flags.WHICH not in ['build', 'run', 'test'] %}
+        {% do return('') %}
+    {% endif %}
+    {# One build at a time: dbt replaces views by renaming, and another build in the middle of that
+       would find them missing. The lock belongs to the connection, so it ends with the process. #}
+    {% set lock = "hashtextextended('medallion build', 0)" %}
+    {% if not run_query("select pg_try_advisory_lock(" ~ lock ~ ")").rows[0][0] %}
+        {% do log("Another dbt build is running on this database; waiting until it ends.", true) %}
+        {% do run_query("select pg_advisory_lock(" ~ lock ~ ")") %}
+    {% endif %}
+    begin;
+    {# Nobody else builds now: a run that still says `running` was killed. #}
+    update ops.pipeline_runs
+    set status = 'failed', end_ts = clock_timestamp(), error_message = 'Did not end; was it killed?'
+    where status = 'running';
+    with bronze as (
+        select
+            coalesce(max(watermark.high), 0) as low,
+            {% if flags.WHICH == 'test' -%}
+                coalesce(max(watermark.high), 0) as high
+            {%- else -%}
+                bronze.settle() as high
+            {%- endif %}
+        from ops.model_watermarks as watermark
+        where watermark.model = 'bronze.coinbase_trades_raw'
+    ),
+
+    settled as (
+        insert into ops.model_watermarks (model, low, high, checked)
+        select 'bronze.coinbase_trades_raw', low, high, high from bronze
+        on conflict (model) do update
+            set
+                low = excluded.low,
+                high = excluded.high,
+                checked = excluded.checked,
+                updated_at = excluded.updated_at
+    )
+
+    insert into ops.pipeline_runs (
+        run_id, pipeline_name, start_ts, status, full_refresh,
+        bronze_low, bronze_high, records_processed
+    )
+    select
+        '{{ invocation_id }}', '{{ flags.WHICH }}', '{{ run_started_at }}', 'running',
+        {{ flags.FULL_REFRESH | as_bool }}, low, high, high - low
+    from bronze;
+    commit;
+{% endmacro %}
+
+
+{% macro end_run(results) %}
+    {% if not execute or flags.WHICH not in ['build', 'run', 'test'] %}
+        {% do return('') %}
+    {% endif %}
+    {% set checks, errors, passed = [], [], {} %}
+    {% set models = results | selectattr('node.resource_type', 'equalto', 'model') | list %}
+    {% for result in results %}
+        {% set node, status = result.node, result.status | string %}
+        {% if status in ['error', 'fail', 'runtime error'] %}
+            {% do errors.append(node.name ~ ': ' ~ (result.message or status) | trim) %}
+        {% endif %}
+        {% if node.resource_type == 'test' %}
+            {% if status in ['pass', 'warn'] %}{% do passed.update({node.unique_id: true}) %}{% endif %}
+            {% do checks.append(_check_result(result)) %}
+        {% endif %}
+    {% endfor %}
+    begin;
+    {% for name in _models_that_passed(passed) -%}
+        update ops.model_watermarks set checked = high where model = '{{ name }}';
+    {% endfor -%}
+    insert into ops.dq_check_results (
+        check_ts, run_id, check_name, check_type, table_name, severity, status, passed,
+        failures, seconds, details
+    )
+    select
+        clock_timestamp(), '{{ invocation_id }}', check_name, check_type, table_name, severity,
+        status, status = 'pass', failures, round(seconds, 3), details
+    from jsonb_to_recordset({{ _json_literal(checks) }}) as checks (
+        check_name text, check_type text, table_name text, severity text, status text,
+        failures bigint, seconds numeric, details jsonb
+    );
+    update ops.pipeline_runs
+    set
+        end_ts = clock_timestamp(),
+        status = '{{ 'failed' if errors else 'success' }}',
+        models = {{ models | rejectattr('status', 'equalto', 'skipped') | list | length }},
+        checks = {{ checks | rejectattr('status', 'equalto', 'skipped') | list | length }},
+        error_message = nullif({{ _json_literal(errors[:5] | join('; ')) }} #>> '{}', '')
+    where run_id = '{{ invocation_id }}';
+    commit;
+    select pg_advisory_unlock_all();
+{% endmacro %}
+
+
+{% macro _check_result(result) %}
+    {% set node, status = result.node, result.status | string %}
+    {% set target = node.attached_node or (node.depends_on.nodes | first) %}
+    {% set table = graph.nodes.get(target) or graph.sources.get(target) %}
+    {% do return({
+        'check_name': node.name,
+        'check_type': node.test_metadata.name if node.test_metadata else 'singular',
+        'table_name': watermark_name(table),
+        'severity': node.config.severity | lower,
+        'status': 'error' if status == 'runtime error' else status,
+        'failures': result.failures,
+        'seconds': result.execution_time,
+        'details': {'message': result.message, 'description': node.description},
+    }) %}
+{% endmacro %}
+
+
+{# The windowed models of which every check was run and passed. #}
+{% macro _models_that_passed(passed) %}
+    {% set failed, names = {}, [] %}
+    {% for test in graph.nodes.values() | selectattr('resource_type', 'equalto', 'test') %}
+        {% if 'full' not in test.tags and test.unique_id not in passed %}
+            {% for unique_id in test.depends_on.nodes %}
+                {% do failed.update({unique_id: true}) %}
+            {% endfor %}
+        {% endif %}
+    {% endfor %}
+    {% for node in graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') %}
+        {% if node.config.materialized == 'incremental' and node.unique_id not in failed %}
+            {% do names.append(watermark_name(node)) %}
+        {% endif %}
+    {% endfor %}
+    {% do return(names) %}
+{% endmacro %}
+
+
+{% macro _json_literal(value) -%}
+    '{{ tojson(value) | replace("'", "''") }}'::jsonb
+{%- endmacro %}

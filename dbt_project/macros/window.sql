@@ -1,0 +1,93 @@
+{% macro in_window(column) -%}
+    {{ column }} > coalesce(
+        nullif(current_setting('medallion.window_low', true), ''), '0'
+    )::bigint
+    and {{ column }} <= coalesce(
+        nullif(current_setting('medallion.window_high', true), ''), '9223372036854775807'
+    )::bigint
+{%- endmacro %}
+
+
+{% macro open_window() %}
+    {% set own = watermark_name(this) %}
+    {% set inputs = window_inputs(model.depends_on.nodes) | unique | list %}
+    select pg_advisory_xact_lock(hashtextextended('medallion model {{ own }}', 0));
+    with watermarks as (
+        select
+            {% if is_incremental() -%}
+                coalesce(max(high) filter (where model = '{{ own }}'), 0) as low,
+            {%- else -%}
+                0 as low,
+            {%- endif %}
+            case
+                when
+                    count(*) filter (where model in ('{{ inputs | join("', '") }}'))
+                    = {{ inputs | length }}
+                    then min(high) filter (where model in ('{{ inputs | join("', '") }}'))
+                else 0
+            end as high
+        from ops.model_watermarks
+    )
+
+    select
+        set_config('medallion.window_low', low::text, true),
+        set_config('medallion.window_high', greatest(low, high)::text, true)
+    from watermarks
+{% endmacro %}
+
+
+{% macro close_window() %}
+    insert into ops.model_watermarks as watermark (model, low, high, checked)
+    values (
+        '{{ watermark_name(this) }}',
+        current_setting('medallion.window_low')::bigint,
+        current_setting('medallion.window_high')::bigint,
+        current_setting('medallion.window_low')::bigint
+    )
+    on conflict (model) do update
+        set
+            low = excluded.low,
+            high = excluded.high,
+            checked = least(watermark.checked, excluded.checked),
+            updated_at = excluded.updated_at
+{% endmacro %}
+
+
+{% macro window_inputs(unique_ids) %}
+    {% set names = [] %}
+    {% for unique_id in unique_ids %}
+        {% set node = graph.sources.get(unique_id) or graph.nodes.get(unique_id) %}
+        {% if node and node.resource_type == 'model' and node.config.materialized == 'view' %}
+            {% do names.extend(window_inputs(node.depends_on.nodes)) %}
+        {% elif node %}
+            {% do names.append(watermark_name(node)) %}
+        {% endif %}
+    {% endfor %}
+    {% do return(names) %}
+{% endmacro %}
+
+
+{% macro watermark_name(relation) %}
+    {% do return(relation.schema ~ '.' ~ (relation.identifier or relation.alias)) %}
+{% endmacro %}
+
+
+{% macro watermark(relation, column) -%}
+    coalesce((
+        select watermark.{{ column }} from ops.model_watermarks as watermark
+        where watermark.model = '{{ watermark_name(relation) }}'
+    ), 0)
+{%- endmacro %}
+
+
+{% macro unchecked(relation) -%}
+    bronze_id > {{ watermark(relation, 'checked') }}
+    and bronze_id <= {{ watermark(relation, 'high') }}
+{%- endmacro %}
+
+
+{% macro get_where_subquery(relation) -%}
+    {%- set where = config.get('where') or 'true' -%}
+    {%- set where = where | replace('__unchecked_rows__', unchecked(relation)) -%}
+    (select * from {{ relation }} where {{ where }}) as dbt_subquery
+{%- endmacro %}

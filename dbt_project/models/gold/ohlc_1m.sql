@@ -1,0 +1,37 @@
+{{ config(
+    unique_key=['product_id', 'bucket_1m'],
+    indexes=[{'columns': ['bucket_1m']}, {'columns': ['bronze_id']}],
+) }}
+
+with trades as (
+    select * from {{ ref('coinbase_trades') }}
+),
+
+touched_minutes as (
+    select distinct
+        product_id,
+        trade_minute
+    from trades
+    where {{ in_window('bronze_id') }}
+),
+
+candles as (
+    select
+        product_id,
+        trade_minute as bucket_1m,
+        {{ first_by('price', 'trade_time', 'trade_id') }} as open,
+        max(price) as high,
+        min(price) as low,
+        {{ last_by('price', 'trade_time', 'trade_id') }} as close,
+        sum(size) as volume,
+        sum(price * size) as quote_volume,
+        sum(price * size) / sum(size) as vwap,
+        count(*) as trade_count,
+        coalesce(sum(size) filter (where taker_side = 'buy'), 0) as taker_buy_volume,
+        max(bronze_id) as bronze_id
+    from trades
+    inner join touched_minutes using (product_id, trade_minute)
+    group by product_id, trade_minute
+)
+
+select * from candles

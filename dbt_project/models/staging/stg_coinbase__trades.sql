@@ -1,0 +1,50 @@
+with trades as (
+    select * from {{ ref('stg_coinbase__exchange_matches') }}
+),
+
+typed as (
+    select
+        trades.*,
+        casts.*
+    from trades
+    cross join lateral (
+        select
+            case
+                when product_id_text ~ '^[A-Z0-9]+(-[A-Z0-9]+)+$' then product_id_text
+            end as product_id,
+            {{ guarded_bigint('trade_id_text') }} as trade_id,
+            {{ guarded_numeric('price_text') }} as price,
+            {{ guarded_numeric('size_text') }} as size,
+            case when lower(side_text) in ('buy', 'sell') then lower(side_text) end as side,
+            {{ guarded_timestamp('time_text') }} as trade_time
+        -- A fence: else the planner writes each cast out again wherever its column is used.
+        offset 0
+    ) as casts
+),
+
+judged as (
+    select
+        *,
+        array_remove(array[
+            {% for field in ['product_id', 'trade_id', 'price', 'size', 'side'] -%}
+                case
+                    when {{ field }}_text is null then 'missing_{{ field }}'
+                    when {{ field }} is null then 'invalid_{{ field }}'
+                end,
+            {% endfor -%}
+            case
+                when time_text is null then 'missing_time'
+                when trade_time is null then 'invalid_time'
+                -- Older than the exchange, or newer than its arrival by more than any clock is off.
+                when
+                    trade_time < timestamptz '2012-01-01 00:00:00+00'
+                    or trade_time > received_at + interval '1 day'
+                    then 'implausible_time'
+            end,
+            case when price <= 0 then 'non_positive_price' end,
+            case when size <= 0 then 'non_positive_size' end
+        ], null) as reject_reasons
+    from typed
+)
+
+select * from judged

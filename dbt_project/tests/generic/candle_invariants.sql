@@ -1,0 +1,14 @@
+{# What holds for the candle of any market: its prices lie between low and high, and it has trades. #}
+{% test candle_invariants(model) %}
+select * from {{ model }}
+where
+    not (
+        low > 0
+        and open between low and high
+        and close between low and high
+        and vwap between low and high
+        and volume > 0
+        and taker_buy_volume between 0 and volume
+        and trade_count >= 1
+    )
+{% endtest %}

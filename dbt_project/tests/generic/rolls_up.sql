@@ -1,0 +1,34 @@
+{# The additive columns of a candle are the sums of its parts', to the last digit. #}
+{% test rolls_up(model, bucket, interval, parts, part_bucket, part_interval) %}
+with candles as (
+    select * from {{ model }}
+),
+
+candle_parts as (
+    select
+        product_id,
+        {{ bucket }},
+        volume,
+        quote_volume,
+        trade_count,
+        taker_buy_volume,
+        generate_series(
+            {{ bucket }},
+            {{ bucket }} + interval '{{ interval }}' - interval '{{ part_interval }}',
+            interval '{{ part_interval }}'
+        ) as {{ part_bucket }}
+    from candles
+)
+
+select
+    candle_parts.product_id,
+    candle_parts.{{ bucket }}
+from candle_parts
+left join {{ parts }} as parts using (product_id, {{ part_bucket }})
+group by candle_parts.product_id, candle_parts.{{ bucket }}
+having
+    max(candle_parts.volume) is distinct from sum(parts.volume)
+    or max(candle_parts.quote_volume) is distinct from sum(parts.quote_volume)
+    or max(candle_parts.trade_count) is distinct from sum(parts.trade_count)
+    or max(candle_parts.taker_buy_volume) is distinct from sum(parts.taker_buy_volume)
+{% endtest %}

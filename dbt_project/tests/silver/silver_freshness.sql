@@ -1,0 +1,15 @@
+{{ config(
+    severity='warn',
+    description='The newest trade in silver happened within the last 15 minutes.',
+) }}
+
+-- The last to arrive may be late ones: look at some more.
+with newest as (
+    select trade_time from {{ ref('coinbase_trades') }}
+    order by bronze_id desc
+    limit 1000
+)
+
+select max(trade_time) as newest
+from newest
+having coalesce(max(trade_time) < now() - interval '15 minutes', true)

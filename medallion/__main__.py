@@ -1,0 +1,5 @@
+"""`python -m medallion` is the command `medallion`."""
+
+from medallion.cli import main
+
+main()

@@ -1,0 +1,343 @@
+"""The command line: every part of medallion behind one name."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from ingestion.errors import FatalBronzeError, FatalFeedError, IngestionError
+from ingestion.settings import IngestionSettings, explain
+from warehouse.settings import Role, WarehouseError, WarehouseSettings
+
+SIMULATOR_PORT = 8765
+SOURCES = {
+    "live": "wss://ws-feed.exchange.coinbase.com",
+    "simulator": f"ws://127.0.0.1:{SIMULATOR_PORT}",
+}
+
+app = typer.Typer(
+    help="Crypto trades from Coinbase into PostgreSQL: bronze as received, silver typed and "
+    "deduplicated, gold for BI tools. Begin with `medallion demo`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+postgres = typer.Typer(
+    help="The embedded PostgreSQL, which is used while PGHOST is unset.", no_args_is_help=True
+)
+app.add_typer(postgres, name="postgres")
+
+console = Console()
+errors = Console(stderr=True)
+
+Products = Annotated[
+    str | None,
+    typer.Option(help="Products, separated by commas, for example BTC-USD,ETH-USD."),
+]
+
+
+class WhoConnects(StrEnum):
+    """The roles that a person or a tool connects as."""
+
+    TRANSFORM = "transform"
+    READER = "reader"
+    INGEST = "ingest"
+    ADMIN = "admin"
+
+    @property
+    def role(self) -> Role:
+        """The role in the database."""
+        return Role[self.name]
+
+
+class Shell(StrEnum):
+    """How a shell wants its variables set."""
+
+    POSIX = "posix"
+    POWERSHELL = "powershell"
+
+
+@app.command()
+def demo(
+    source: Annotated[
+        str,
+        typer.Option(
+            help="`simulator`; `live` for the real Coinbase; or a file of recorded frames, one "
+            "JSON object per line."
+        ),
+    ] = "simulator",
+    products: Products = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="How long to listen to the live market.")
+    ] = 3,
+) -> None:
+    """See everything run: a market day streams through bronze and silver to gold, and is shown.
+
+    Needs nothing but this package: PostgreSQL is embedded, the exchange simulated. Run it again
+    and it goes on from where it stopped.
+    """
+    from medallion.demo import Demo  # noqa: PLC0415  (dbt takes seconds to import)
+
+    chosen = tuple(products.upper().split(",")) if products else None
+    Demo(WarehouseSettings(), console, source, chosen, minutes * 60).run()
+
+
+@app.command()
+def ingest(
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="`live`, `simulator` (one started by `medallion simulate`), or a ws:// or wss:// "
+            "URL. Default: COINBASE_WS_URL, which is the live feed unless set."
+        ),
+    ] = None,
+    products: Products = None,
+) -> None:
+    """Record trades into bronze until stopped (Ctrl-C saves what is buffered, then ends)."""
+    from ingestion.capture import Capture, stop_on_signals  # noqa: PLC0415  (--help is quick)
+
+    given: dict[str, Any] = {}
+    if source is not None:
+        given["coinbase_ws_url"] = SOURCES.get(source, source)
+    if products is not None:
+        given["coinbase_products"] = products
+    settings = IngestionSettings(**given)
+    connection = WarehouseSettings().connection(Role.INGEST)
+
+    async def run() -> None:
+        capture = Capture(settings, connection.open)
+        with stop_on_signals(capture.stop):
+            stats = await capture.run()
+        errors.print(
+            f"Stopped. {stats.trades:,} trades received, {stats.rows:,} rows in bronze, "
+            f"{stats.rejected:,} frames rejected, {stats.reconnects:,} reconnects."
+        )
+
+    asyncio.run(run())
+
+
+@app.command()
+def simulate(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
+    ] = SIMULATOR_PORT,
+    seed: Annotated[int, typer.Option(help="Another seed is another market.")] = 0,
+    speed: Annotated[
+        str, typer.Option(help="Market seconds per second, or `max`: as fast as readers take it.")
+    ] = "1",
+    start: Annotated[
+        datetime | None, typer.Option(help="Market time to begin at (UTC). Default: now.")
+    ] = None,
+    end: Annotated[
+        datetime | None, typer.Option(help="Market time after which only heartbeats come (UTC).")
+    ] = None,
+    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share sent twice.")] = 0,
+    late: Annotated[float, typer.Option(min=0, max=1, help="Share sent late.")] = 0,
+    dropped: Annotated[float, typer.Option(min=0, max=1, help="Share never sent.")] = 0,
+    malformed: Annotated[
+        float, typer.Option(min=0, max=1, help="Malformed frames added, per trade.")
+    ] = 0,
+    recording: Annotated[
+        Path | None, typer.Option(help="Serve the frames recorded in this file instead.")
+    ] = None,
+) -> None:
+    """Run a local Coinbase Exchange, WebSocket and REST, until stopped."""
+    from simulator.exchange import Exchange, ExchangeConfig  # noqa: PLC0415  (--help is quick)
+    from simulator.faults import Faults  # noqa: PLC0415
+    from simulator.recording import Recording, RecordingServer  # noqa: PLC0415
+    from simulator.server import FeedServer, run  # noqa: PLC0415
+
+    def ready(server: FeedServer) -> None:
+        errors.print(f"WebSocket  {server.ws_url}\nREST       {server.rest_url}\nCtrl-C stops it.")
+
+    try:
+        server: FeedServer
+        if recording:
+            server = RecordingServer(Recording.load(recording), port=port)
+        else:
+            config = ExchangeConfig(
+                seed=seed,
+                start=start.replace(tzinfo=UTC) if start else None,
+                end=end.replace(tzinfo=UTC) if end else None,
+                speed=None if speed == "max" else float(speed),
+                port=port,
+                faults=Faults(
+                    duplicates=duplicates, late=late, dropped=dropped, malformed=malformed
+                ),
+            )
+            server = Exchange(config)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    try:
+        asyncio.run(run(server, ready))
+    except OSError as error:
+        raise typer.BadParameter(
+            f"Port {port} can't be opened ({error.strerror}): choose another with --port."
+        ) from None
+
+
+@app.command()
+def migrate() -> None:
+    """Make the database, or bring it to the newest migration."""
+    from warehouse.migrate import migrate as run  # noqa: PLC0415  (--help is quick)
+
+    settings = WarehouseSettings()
+    if settings.embedded:
+        _start_embedded(settings)
+    applied = asyncio.run(run(settings))
+    console.print("\n".join(f"applied {name}" for name in applied) or "Nothing to do.")
+
+
+@app.command()
+def deps() -> None:
+    """Install dbt's packages: from its hub, or the ones kept here where that can't be reached."""
+    from medallion.dbt import deps as run  # noqa: PLC0415  (--help is quick)
+
+    refusal = run()
+    if refusal is None:
+        console.print("Installed the packages of packages.yml from dbt's hub.")
+    else:
+        console.print(
+            f"dbt's package hub can't be reached ({refusal}).\n"
+            "Installed offline_packages/ instead: the same tests, the same verdicts."
+        )
+
+
+@app.command()
+def env(
+    role: Annotated[WhoConnects, typer.Option(help="Who connects.")] = WhoConnects.TRANSFORM,
+    shell: Annotated[Shell, typer.Option(help="Whose syntax.")] = (
+        Shell.POWERSHELL if sys.platform == "win32" else Shell.POSIX
+    ),
+) -> None:
+    """Print the variables that a bare `dbt build`, psql or a BI tool needs, password included.
+
+    In a POSIX shell: eval "$(medallion env)"; in PowerShell: medallion env | Invoke-Expression.
+    """
+    connection = WarehouseSettings().connection(role.role)
+    for name, value in connection.environment().items():
+        if shell is Shell.POSIX:
+            quoted = value.replace("'", "'\\''")
+            typer.echo(f"export {name}='{quoted}'")
+        else:
+            quoted = value.replace("'", "''")
+            typer.echo(f"$Env:{name} = '{quoted}'")
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show for each table its rows, its newest entry, and how far it lags behind bronze."""
+    from medallion.status import read_status, show_status  # noqa: PLC0415  (--help is quick)
+
+    tables = asyncio.run(read_status(WarehouseSettings().connection(Role.TRANSFORM)))
+    if as_json:
+        typer.echo(json.dumps([table.as_dict() for table in tables], indent=2))
+    else:
+        show_status(console, tables)
+
+
+@postgres.command("start")
+def postgres_start() -> None:
+    """Start the embedded server, making it first if there is none."""
+    port = _start_embedded(_embedded_settings())
+    console.print(f"PostgreSQL listens on 127.0.0.1:{port}.")
+
+
+@postgres.command("stop")
+def postgres_stop() -> None:
+    """Stop the embedded server."""
+    from warehouse.embedded import EmbeddedServer  # noqa: PLC0415  (--help is quick)
+
+    stopped = EmbeddedServer.of(_embedded_settings()).stop()
+    console.print("Stopped." if stopped else "It was not running.")
+
+
+@postgres.command("status")
+def postgres_status() -> None:
+    """Tell whether the embedded server runs (exit code 0) or not (3)."""
+    from warehouse.embedded import EmbeddedServer  # noqa: PLC0415  (--help is quick)
+
+    settings = _embedded_settings()
+    if not EmbeddedServer.of(settings).is_running():
+        console.print("Not running. Start it with `medallion postgres start`.")
+        raise typer.Exit(3)
+    console.print(f"Running on 127.0.0.1:{settings.connection(Role.ADMIN).port}.")
+
+
+@postgres.command(
+    "psql", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def postgres_psql(
+    context: typer.Context,
+    role: Annotated[WhoConnects, typer.Option(help="Who connects.")] = WhoConnects.TRANSFORM,
+) -> None:
+    """Open psql on the database; further arguments go to psql, for example -c 'select 1'."""
+    from warehouse.embedded import BINARIES  # noqa: PLC0415  (--help is quick)
+
+    connection = WarehouseSettings().connection(role.role)
+    psql = BINARIES / ("psql.exe" if sys.platform == "win32" else "psql")
+    environment = {**os.environ, **connection.environment()}
+    done = subprocess.run([psql, *context.args], env=environment, check=False)
+    raise typer.Exit(done.returncode)
+
+
+def _embedded_settings() -> WarehouseSettings:
+    settings = WarehouseSettings()
+    if not settings.embedded:
+        raise WarehouseError(
+            f"PGHOST is {settings.pghost!r}: a server of your own is used, not the embedded one. "
+            "Unset PGHOST to use the embedded one."
+        )
+    return settings
+
+
+def _start_embedded(settings: WarehouseSettings) -> int:
+    from warehouse.embedded import EmbeddedServer  # noqa: PLC0415  (--help is quick)
+
+    return EmbeddedServer.of(settings).start()
+
+
+def _configure_logging() -> None:
+    """Send events to stderr: readable on a terminal, JSON lines elsewhere."""
+    terminal = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit codes: 0 done; 1 failed, and trying again may help; 2 wrong settings or arguments, which a
+    retry can't cure; 3 from `postgres status` when the server does not run.
+    """
+    _configure_logging()
+    try:
+        app()
+    except ValidationError as error:
+        errors.print(explain(error), style="red", markup=False, highlight=False)
+        raise SystemExit(2) from None
+    except (WarehouseError, IngestionError) as error:
+        errors.print(str(error), style="red", markup=False, highlight=False)
+        fatal = isinstance(error, FatalFeedError | FatalBronzeError | WarehouseError)
+        raise SystemExit(2 if fatal else 1) from None

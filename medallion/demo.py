@@ -1,0 +1,335 @@
+"""Everything once, on one machine: an exchange, the ingester, dbt, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ingestion.capture import Capture, CaptureStats, stop_on_signals
+from ingestion.settings import IngestionSettings
+from medallion import dbt
+from medallion.report import show_report
+from simulator.market import DEFAULT_PRODUCT_IDS, Market, micros
+from simulator.recording import Recording
+from warehouse.embedded import EmbeddedServer
+from warehouse.migrate import migrate
+from warehouse.settings import PROJECT_ROOT, Role, WarehouseError, WarehouseSettings
+
+LIVE = "wss://ws-feed.exchange.coinbase.com"
+SIMULATED_DAY = timedelta(days=1)
+SEED = 0
+FAULTS = {"duplicates": 0.005, "late": 0.005, "malformed": 0.0005}
+QUIET_SECONDS = 3
+
+
+class DemoError(WarehouseError):
+    """The demo can't go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What the demo listens to.
+
+    `trades` is how many are expected, None where nobody knows. `status_url` tells when a simulated
+    feed has sent everything; None for the live one.
+    """
+
+    url: str
+    products: tuple[str, ...]
+    trades: int | None
+    status_url: str | None
+
+
+class Demo:
+    """The whole way of a trade, shown on a terminal.
+
+    Args:
+        settings: the database.
+        console: where it is shown.
+        source: `simulator`, `live`, or a file of recorded frames.
+        products: what to record; by default ten simulated ones, those of the file, or those of
+            COINBASE_PRODUCTS.
+        seconds: how long to listen to the live market.
+
+    """
+
+    def __init__(
+        self,
+        settings: WarehouseSettings,
+        console: Console,
+        source: str,
+        products: tuple[str, ...] | None,
+        seconds: float,
+    ) -> None:
+        self._settings = settings
+        self._console = console
+        self._source = source
+        self._products = products
+        self._seconds = seconds
+
+    def run(self) -> None:
+        """Run it.
+
+        Raises:
+            WarehouseError: something is in the way; the message says what to do.
+            IngestionError: the feed or bronze failed for good.
+
+        """
+        began = time.monotonic()
+        recording = self._recording()
+        self._prepare()
+        asyncio.run(self._stream(recording))
+        with self._progress() as progress:
+            task = progress.add_task("dbt build: silver and gold", total=None, told="")
+
+            def advance(node: dbt.NodeProgress) -> None:
+                progress.update(
+                    task, total=node.total, completed=node.done, told=f"{node.done}/{node.total}"
+                )
+
+            passed = dbt.build(self._settings.connection(Role.TRANSFORM), advance)
+        asyncio.run(show_report(self._console, self._settings))
+        self._console.print(f"\nAll of it took {time.monotonic() - began:.0f} s.")
+        if not passed:
+            raise DemoError("A check failed: see the table of checks above.")
+
+    def _recording(self) -> Recording | None:
+        if self._source in {"simulator", "live"}:
+            return None
+        try:
+            return Recording.load(Path(self._source))
+        except ValueError as error:
+            raise DemoError(str(error)) from None
+
+    def _prepare(self) -> None:
+        with self._console.status("Starting PostgreSQL") as status:
+            if self._settings.embedded:
+                EmbeddedServer.of(self._settings).start()
+            status.update("Migrating the database")
+            asyncio.run(migrate(self._settings))
+            asyncio.run(self._refuse_another_market())
+            if not dbt.packages_are_installed():
+                status.update("Installing dbt's packages")
+                dbt.deps()
+        connection = self._settings.connection(Role.READER)
+        self._console.print(
+            f"PostgreSQL  {connection.host}:{connection.port}, database {connection.database}"
+        )
+
+    async def _refuse_another_market(self) -> None:
+        """Keep simulated and real trades apart: they share product names and trade ids."""
+        wanted = self._market_of(self._url_of_source())
+        connection = await self._settings.connection(Role.INGEST).connect()
+        urls = await connection.fetch("select distinct url from bronze.feed_sessions")
+        await connection.close()
+        others = {self._market_of(row["url"]) for row in urls} - {wanted}
+        if others:
+            database = self._settings.pgdatabase
+            raise DemoError(
+                f"The database {database!r} holds trades from {', '.join(sorted(others))}; those "
+                f"from {wanted} must not be mixed in. Give them a database of their own: set "
+                f"PGDATABASE, for example to {database}_2."
+            )
+
+    def _url_of_source(self) -> str:
+        if self._source == "live":
+            return LIVE
+        if self._source == "simulator":
+            return "ws://127.0.0.1/"
+        return f"ws://127.0.0.1/recordings/{Path(self._source).name}"
+
+    @staticmethod
+    def _market_of(url: str) -> str:
+        parts = urlsplit(url)
+        if parts.hostname != "127.0.0.1":
+            return parts.hostname or url
+        if parts.path.startswith("/recordings/"):
+            return f"the recording {parts.path.removeprefix('/recordings/')}"
+        return "the simulated exchange"
+
+    async def _stream(self, recording: Recording | None) -> None:
+        async with self._feed(recording) as feed:
+            settings = IngestionSettings(
+                coinbase_ws_url=feed.url, coinbase_products=feed.products, metrics_port=None
+            )
+            capture = Capture(settings, self._settings.connection(Role.INGEST).open)
+            self._console.print(f"Feed        {feed.url}, {len(feed.products)} products")
+            with self._progress() as progress, stop_on_signals(capture.stop):
+                watching = asyncio.create_task(self._watch(capture, feed, progress))
+                try:
+                    stats = await capture.run()
+                finally:
+                    watching.cancel()
+                    await asyncio.wait({watching})
+            if not watching.cancelled():
+                watching.result()
+            self._console.print(
+                f"Bronze      {stats.trades:,} trades received, {stats.rows:,} rows committed, "
+                f"{stats.rejected:,} frames that jsonb can't hold set aside"
+            )
+
+    async def _watch(self, capture: Capture, feed: Feed, progress: Progress) -> None:
+        """Show how it goes, and stop the capture when the feed has nothing more to give."""
+        task = progress.add_task(
+            "streaming into bronze", total=feed.trades or self._seconds, told=""
+        )
+        began = time.monotonic()
+        seconds = 0.0
+
+        def show() -> float:
+            stats, seconds = capture.stats, time.monotonic() - began
+            told = (
+                f"{stats.trades:,} trades, {stats.trades / seconds:,.0f} trades/s, "
+                f"{stats.rows:,} rows in bronze"
+            )
+            progress.update(task, completed=stats.rows if feed.trades else seconds, told=told)
+            return seconds
+
+        try:
+            if feed.status_url is None:
+                while seconds < self._seconds:
+                    await asyncio.sleep(0.25)
+                    seconds = show()
+            else:
+                async with httpx.AsyncClient() as client:
+                    while not await self._is_complete(capture, feed.status_url, client):
+                        await asyncio.sleep(0.25)
+                        show()
+        finally:
+            capture.stop()
+        while True:
+            show()
+            await asyncio.sleep(0.25)
+
+    @staticmethod
+    async def _is_complete(capture: Capture, status_url: str, client: httpx.AsyncClient) -> bool:
+        """Tell whether everything that the simulated feed had to give has arrived."""
+        sent = (await client.get(status_url)).json()
+        if not sent["finished"]:
+            return False
+        due = sent["frames_sent"] + sent["last_matches"]
+        before = _market_frames(capture.stats)
+        if before >= due:
+            return True
+        # A connection that broke on the way leaves a rest that never comes.
+        await asyncio.sleep(QUIET_SECONDS)
+        return _market_frames(capture.stats) == before
+
+    @asynccontextmanager
+    async def _feed(self, recording: Recording | None) -> AsyncIterator[Feed]:
+        if self._source == "live":
+            yield Feed(LIVE, self._products or IngestionSettings().coinbase_products, None, None)
+            return
+        if recording is not None:
+            arguments = ["--recording", self._source]
+            products = self._products or tuple(recording.products)
+            trades, path = None, f"/recordings/{recording.name}"
+        else:
+            products = self._products or DEFAULT_PRODUCT_IDS
+            now = datetime.now(UTC)
+            start = await self._newest_candle() or now - SIMULATED_DAY
+            start = max(start, now - SIMULATED_DAY)
+            faults = [part for name, share in FAULTS.items() for part in (f"--{name}", str(share))]
+            arguments = [
+                *("--seed", str(SEED), "--speed", "max"),
+                *("--start", _iso(start), "--end", _iso(now), *faults),
+            ]
+            market = Market(SEED)
+            trades = sum(
+                market[product].last_trade_id(micros(now))
+                - market[product].last_trade_id(micros(start))
+                for product in products
+            )
+            path = "/"
+        with _simulator(arguments) as port:
+            status_url = f"http://127.0.0.1:{port}/simulator/status"
+            await _until_it_answers(status_url)
+            yield Feed(f"ws://127.0.0.1:{port}{path}", products, trades, status_url)
+
+    async def _newest_candle(self) -> datetime | None:
+        connection = await self._settings.connection(Role.READER).connect()
+        try:
+            if await connection.fetchval("select to_regclass('gold.ohlc_1m')") is None:
+                return None
+            newest: datetime | None = await connection.fetchval(
+                "select max(bucket_1m) from gold.ohlc_1m"
+            )
+            return newest
+        finally:
+            await connection.close()
+
+    def _progress(self) -> Progress:
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[told]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+
+
+def _market_frames(stats: CaptureStats) -> int:
+    """Count the frames of the market: not heartbeats nor answers to subscribing."""
+    service = ("heartbeat", "subscriptions", "error")
+    return stats.frames - sum(stats.frames_by_type.get(kind, 0) for kind in service)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+@contextmanager
+def _simulator(arguments: list[str]) -> Iterator[int]:
+    """Run `medallion simulate` beside us, on its own core, and stop it at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "medallion", "simulate", "--port", str(port), *arguments],
+            cwd=PROJECT_ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            yield port
+        except httpx.ConnectError:
+            process.terminate()
+            process.wait()
+            output.seek(0)
+            raise DemoError(
+                f"The simulator did not start: {output.read().decode(errors='replace')}"
+            ) from None
+        finally:
+            process.terminate()
+            process.wait()
+
+
+async def _until_it_answers(url: str, patience: float = 20) -> None:
+    deadline = time.monotonic() + patience
+    async with httpx.AsyncClient() as client:
+        while True:
+            try:
+                await client.get(url)
+            except httpx.ConnectError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return

@@ -1,0 +1,164 @@
+"""dbt in this process, with one manifest for all tests."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbt.cli.main import dbtRunner
+from dbt.contracts.graph.manifest import Manifest
+
+from medallion.dbt import install_packages
+from tests.conftest import ROOT, Database
+from warehouse.settings import ConnectionInfo
+
+PROJECT = ROOT / "dbt_project"
+SESSION = uuid.UUID(int=1)
+# Runs make it, so it differs from rebuild to rebuild.
+HISTORY = {"top_movers"}
+
+
+@dataclass(frozen=True)
+class Build:
+    """What one invocation of dbt said: a status for each node, by its name."""
+
+    statuses: dict[str, str]
+    messages: dict[str, str]
+
+    @property
+    def failed(self) -> set[str]:
+        return {name for name, status in self.statuses.items() if status in {"fail", "error"}}
+
+    @property
+    def warned(self) -> set[str]:
+        return {name for name, status in self.statuses.items() if status == "warn"}
+
+
+class Dbt:
+    """Runs dbt in this process; the manifest is parsed once."""
+
+    def __init__(self, target: Path, connection: ConnectionInfo) -> None:
+        self._options = [
+            *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
+            *("--target-path", str(target), "--log-level-file", "none"),
+        ]
+        with _environment(connection):
+            parsed = dbtRunner().invoke(["--quiet", "parse", *self._options])
+        assert isinstance(parsed.result, Manifest), parsed.exception
+        self.manifest = parsed.result
+        self._runner = dbtRunner(manifest=self.manifest)
+
+    def __call__(self, connection: ConnectionInfo, *arguments: str) -> Build:
+        with _environment(connection):
+            done = self._runner.invoke(["--quiet", *arguments, *self._options])
+        if done.exception:
+            raise done.exception
+        results = list(done.result)
+        return Build(
+            {result.node.name: str(result.status) for result in results},
+            {result.node.name: result.message or "" for result in results},
+        )
+
+
+class _environment(pytest.MonkeyPatch):  # noqa: N801  (used as a statement)
+    def __init__(self, connection: ConnectionInfo) -> None:
+        super().__init__()
+        for name, value in connection.environment().items():
+            self.setenv(name, value)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+
+@pytest.fixture(scope="session")
+def dbt(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Dbt:
+    install_packages()
+    database = Database(server.settings.model_copy(update={"pgdatabase": "crypto_dw"}))
+    return Dbt(tmp_path_factory.mktemp("target"), database.info("medallion_transform"))
+
+
+class Lakehouse:
+    """A database with bronze to fill, dbt to build it, and tables to look at."""
+
+    def __init__(self, database: Database, dbt: Dbt) -> None:
+        self.database = database
+        self._dbt = dbt
+        self.transform = database.info("medallion_transform")
+
+    def receive(self, *frames: dict[str, Any] | str, received_at: datetime | None = None) -> None:
+        """Append frames to bronze, in this order."""
+        self.database.fetch(
+            "insert into bronze.coinbase_trades_raw "
+            "(received_at, source, channel, session_id, product_id, payload) "
+            "select $1, 'exchange_ws', 'matches', $2, frame ->> 'product_id', frame "
+            "from unnest($3::jsonb[]) with ordinality as frames (frame, position) "
+            "order by position",
+            received_at or datetime.now(UTC),
+            SESSION,
+            [frame if isinstance(frame, str) else json.dumps(frame) for frame in frames],
+        )
+
+    def dbt(self, *arguments: str) -> Build:
+        return self._dbt(self.transform, *arguments)
+
+    def build(self, *arguments: str) -> Build:
+        """Run `dbt build` and insist that it passes."""
+        build = self.dbt("build", *arguments)
+        assert not build.failed, {name: build.messages[name] for name in build.failed}
+        return build
+
+    def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
+        return [dict(row) for row in self.database.fetch(query, *arguments)]
+
+    def one(self, query: str, *arguments: Any) -> dict[str, Any]:
+        (row,) = self.rows(query, *arguments)
+        return row
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return a hash over every row of each silver and gold table."""
+        tables = self.database.fetch(
+            "select schemaname || '.' || tablename as name from pg_tables "
+            "where schemaname in ('silver', 'gold') and tablename <> all ($1) order by 1",
+            list(HISTORY),
+        )
+        return {
+            table["name"]: self.database.fetch(
+                "select count(*) || ' rows ' || coalesce(md5(string_agg(md5(t::text), '' "
+                f"order by md5(t::text))), '') as hash from {table['name']} as t"
+            )[0]["hash"]
+            for table in tables
+        }
+
+
+@pytest.fixture
+def lakehouse(database: Database, dbt: Dbt) -> Lakehouse:
+    return Lakehouse(database, dbt)
+
+
+NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=1)
+
+
+def match(trade_id: int, /, **fields: Any) -> dict[str, Any]:
+    """Return a valid match; `at` is seconds after yesterday's noon, None leaves a field out."""
+    at = fields.pop("at", trade_id % 50)
+    frame = {
+        "type": "match",
+        "trade_id": trade_id,
+        "maker_order_id": "5f4bb11b-f065-4025-ad53-2091b10ad2cf",
+        "taker_order_id": "66715b57-0167-4ae9-8b2b-75a064a923f4",
+        "side": "sell",
+        "size": "0.5",
+        "price": "100",
+        "product_id": "BTC-USD",
+        "sequence": trade_id * 7,
+        "time": f"{NOON + timedelta(seconds=at):%Y-%m-%dT%H:%M:%S.%fZ}",
+    } | fields
+    return {name: value for name, value in frame.items() if value is not None}
