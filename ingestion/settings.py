@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from websockets.exceptions import InvalidURI
 from websockets.uri import parse_uri
@@ -108,8 +110,8 @@ class IngestionSettings(BaseSettings):
         return self
 
 
-def explain(error: ValidationError) -> str:
-    """Return one line per wrong setting: the variable, its value and what is accepted."""
+def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
+    """Return one line per wrong setting: the variable, its value and what its field accepts."""
     lines = []
     for wrong in error.errors(include_url=False):
         reason = wrong["msg"].removeprefix("Value error, ")
@@ -117,8 +119,7 @@ def explain(error: ValidationError) -> str:
             lines.append(f"{reason}.")
             continue
         name = str(wrong["loc"][0])
-        field = IngestionSettings.model_fields.get(name)
-        accepted = field.description if field else "nothing: there is no such setting"
+        accepted = fields[name].description
         lines.append(
             f"{name.upper()} is {wrong['input']!r} ({reason}). Accepted is {accepted}. "
             "Set it in the environment or in .env."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -13,13 +12,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import structlog
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from ingestion.errors import FatalBronzeError, FatalFeedError, IngestionError
 from ingestion.settings import IngestionSettings, explain
+from medallion.logs import log_to
 from warehouse.settings import Role, WarehouseError, WarehouseSettings
 
 SIMULATOR_PORT = 8765
@@ -27,6 +26,8 @@ SOURCES = {
     "live": "wss://ws-feed.exchange.coinbase.com",
     "simulator": f"ws://127.0.0.1:{SIMULATOR_PORT}",
 }
+
+SETTINGS = {**WarehouseSettings.model_fields, **IngestionSettings.model_fields}
 
 app = typer.Typer(
     help="Crypto trades from Coinbase into PostgreSQL: bronze as received, silver typed and "
@@ -85,8 +86,7 @@ def demo(
 ) -> None:
     """See everything run: a market day streams through bronze and silver to gold, and is shown.
 
-    Needs nothing but this package: PostgreSQL is embedded, the exchange simulated. Run it again
-    and it goes on from where it stopped.
+    Needs nothing else: PostgreSQL is embedded, the exchange simulated. Run again, it continues.
     """
     from medallion.demo import Demo  # noqa: PLC0415  (dbt takes seconds to import)
 
@@ -171,7 +171,7 @@ def simulate(
                 seed=seed,
                 start=start.replace(tzinfo=UTC) if start else None,
                 end=end.replace(tzinfo=UTC) if end else None,
-                speed=None if speed == "max" else float(speed),
+                speed=_market_speed(speed),
                 port=port,
                 faults=Faults(
                     duplicates=duplicates, late=late, dropped=dropped, malformed=malformed
@@ -205,12 +205,11 @@ def deps() -> None:
     """Install dbt's packages: from its hub, or the ones kept here where that can't be reached."""
     from medallion.dbt import deps as run  # noqa: PLC0415  (--help is quick)
 
-    refusal = run()
-    if refusal is None:
+    if run():
         console.print("Installed the packages of packages.yml from dbt's hub.")
     else:
         console.print(
-            f"dbt's package hub can't be reached ({refusal}).\n"
+            "dbt's package hub can't be reached (dbt_project/logs/dbt.log says why).\n"
             "Installed offline_packages/ instead: the same tests, the same verdicts."
         )
 
@@ -295,6 +294,15 @@ def postgres_psql(
     raise typer.Exit(done.returncode)
 
 
+def _market_speed(speed: str) -> float | None:
+    try:
+        return None if speed == "max" else float(speed)
+    except ValueError:
+        raise ValueError(
+            f"--speed is {speed!r}: give market seconds per second, for example 60, or max."
+        ) from None
+
+
 def _embedded_settings() -> WarehouseSettings:
     settings = WarehouseSettings()
     if not settings.embedded:
@@ -311,31 +319,17 @@ def _start_embedded(settings: WarehouseSettings) -> int:
     return EmbeddedServer.of(settings).start()
 
 
-def _configure_logging() -> None:
-    """Send events to stderr: readable on a terminal, JSON lines elsewhere."""
-    terminal = sys.stderr.isatty()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 def main() -> None:
     """Run the command line.
 
     Exit codes: 0 done; 1 failed, and trying again may help; 2 wrong settings or arguments, which a
     retry can't cure; 3 from `postgres status` when the server does not run.
     """
-    _configure_logging()
+    log_to(sys.stderr)
     try:
         app()
     except ValidationError as error:
-        errors.print(explain(error), style="red", markup=False, highlight=False)
+        errors.print(explain(error, SETTINGS), style="red", markup=False, highlight=False)
         raise SystemExit(2) from None
     except (WarehouseError, IngestionError) as error:
         errors.print(str(error), style="red", markup=False, highlight=False)

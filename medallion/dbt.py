@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,14 @@ def install_packages() -> None:
         shutil.copytree(package, PACKAGES / package.name)
 
 
-def deps() -> str | None:
+def deps() -> bool:
     """Run `dbt deps`; where the package hub can't be reached, install the offline packages.
 
     Returns:
-        What dbt said of the hub, where the offline packages were taken; else None.
+        Whether the packages came from the hub.
+
+    Raises:
+        WarehouseError: dbt failed otherwise, for example because packages.yml is wrong.
 
     """
     done = subprocess.run(
@@ -45,43 +48,54 @@ def deps() -> str | None:
         check=False,
     )
     if done.returncode == 0:
-        return None
-    if not OFFLINE_PACKAGES.is_dir():
-        raise WarehouseError(
-            f"`dbt deps` failed, and {OFFLINE_PACKAGES} is missing:\n{done.stdout}"
-        )
+        return True
+    if "connection" not in done.stdout.lower():
+        raise WarehouseError(f"`dbt deps` failed:\n{done.stdout}")
     install_packages()
-    return done.stdout.strip().splitlines()[-1]
+    return False
 
 
 @dataclass(frozen=True)
 class NodeProgress:
-    """A node of the graph has been built or tested."""
+    """So many nodes of the graph, models and checks, are done."""
 
     done: int
     total: int
 
 
-def build(connection: ConnectionInfo, on_progress: Callable[[NodeProgress], None]) -> bool:
-    """Run `dbt build` in this process; return whether every model and check passed.
+def build(connection: ConnectionInfo, on_progress: Callable[[NodeProgress], None]) -> list[str]:
+    """Run `dbt build` in this process.
+
+    Returns:
+        For each model or check that failed, its name and what dbt said; nothing where all passed.
 
     Raises:
         WarehouseError: dbt could not run at all.
 
     """
-    from dbt.cli.main import dbtRunner  # noqa: PLC0415  (takes seconds to import)
+    from dbt.artifacts.schemas.run import RunExecutionResult  # noqa: PLC0415  (takes seconds)
+    from dbt.cli.main import dbtRunner  # noqa: PLC0415
 
-    finished = 0
+    progress = NodeProgress(0, 0)
 
     def count(event: Any) -> None:
-        nonlocal finished
-        if event.info.name in {"LogModelResult", "LogTestResult", "SkippingDetails"}:
-            finished += 1
-            on_progress(NodeProgress(finished, max(event.data.total, finished)))
+        nonlocal progress
+        if event.info.name == "LogStartLine":
+            progress = replace(progress, total=event.data.total)
+        elif event.info.name in {"NodeFinished", "SkippingDetails"}:
+            progress = replace(progress, done=progress.done + 1)
+            on_progress(progress)
 
     os.environ.update(connection.environment())
     folders = ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]
     done = dbtRunner(callbacks=[count]).invoke(["--quiet", "build", *folders])
+    if isinstance(done.exception, KeyboardInterrupt):
+        raise done.exception
     if done.exception:
-        raise WarehouseError(f"dbt could not run: {done.exception}")
-    return done.success
+        raise WarehouseError(f"dbt could not run: {done.exception!r}")
+    assert isinstance(done.result, RunExecutionResult)  # noqa: S101  (what `build` returns)
+    return [
+        f"{result.node.name}: {result.message}"
+        for result in done.result.results
+        if result.status in {"error", "fail", "runtime error"}
+    ]

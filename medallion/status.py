@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -104,7 +105,9 @@ _COUNT = "select count(*) from {}"
 
 def show_status(console: Console, tables: list[TableStatus]) -> None:
     """Print the status as a table."""
-    table = Table(title="medallion", caption="times in UTC; lag in frames of bronze not yet read")
+    table = Table(
+        box=box.SIMPLE_HEAD, caption="times in UTC; lag in frames of bronze that it has not read"
+    )
     for heading, justify in (("table", "left"), ("rows", "right"), ("newest", "left")):
         table.add_column(heading, justify="right" if justify == "right" else "left")
     table.add_column("age", justify="right")
@@ -114,7 +117,7 @@ def show_status(console: Console, tables: list[TableStatus]) -> None:
         if row.rows is None:
             table.add_row(row.name, "not built: run `dbt build`", style="dim")
             continue
-        newest = row.newest.strftime("%Y-%m-%d %H:%M:%S") if row.newest else "-"
+        newest = row.newest.strftime("%Y-%m-%d %H:%M") if row.newest else "-"
         age = _age((now - row.newest).total_seconds()) if row.newest else "-"
         rows = f"{'about ' if row.estimated else ''}{row.rows:,}"
         table.add_row(row.name, rows, newest, age, f"{row.lag:,}")

@@ -125,17 +125,32 @@ class WarehouseSettings(BaseSettings):
         env_file=PROJECT_ROOT / ".env", env_ignore_empty=True, extra="ignore"
     )
 
-    pghost: str | None = Field(default=None, description="Server; unset: the embedded one.")
-    pgport: int | None = Field(default=None, ge=1, le=65535, description="Port of the server.")
-    pgdatabase: str = Field(default="crypto_dw", min_length=1, max_length=63)
-    pguser: str = "postgres"
-    pgpassword: SecretStr = SecretStr("")
-    pgsslmode: SslMode = "prefer"
-    medallion_ingest_password: SecretStr | None = None
-    medallion_transform_password: SecretStr | None = None
-    medallion_reader_password: SecretStr | None = None
+    pghost: str | None = Field(
+        default=None, description="a server of your own; unset: the embedded one"
+    )
+    pgport: int | None = Field(
+        default=None, ge=1, le=65535, description="the server's port, from 1 to 65535"
+    )
+    pgdatabase: str = Field(
+        default="crypto_dw", min_length=1, max_length=63, description="a database's name"
+    )
+    pguser: str = Field(default="postgres", description="who connects to a server of your own")
+    pgpassword: SecretStr = Field(default=SecretStr(""), description="the password of PGUSER")
+    pgsslmode: SslMode = Field(
+        default="prefer",
+        description="one of disable, allow, prefer, require, verify-ca, verify-full",
+    )
+    medallion_ingest_password: SecretStr | None = Field(
+        default=None, description="the password that medallion_ingest gets and uses"
+    )
+    medallion_transform_password: SecretStr | None = Field(
+        default=None, description="the password that medallion_transform gets and uses"
+    )
+    medallion_reader_password: SecretStr | None = Field(
+        default=None, description="the password that medallion_reader gets and uses"
+    )
     medallion_home: Path = Field(
-        default=PROJECT_ROOT / ".medallion", description="Where the embedded server lives."
+        default=PROJECT_ROOT / ".medallion", description="a folder for the embedded server"
     )
 
     @property

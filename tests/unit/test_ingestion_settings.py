@@ -71,7 +71,7 @@ def test_a_wrong_value_is_explained(
     with pytest.raises(ValidationError) as caught:
         load()
 
-    told = explain(caught.value)
+    told = explain(caught.value, IngestionSettings.model_fields)
     assert "\n" not in told
     assert told.startswith(f"{name} is '{value}'")
     assert accepted in told
@@ -84,7 +84,7 @@ def test_each_wrong_value_gets_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError) as caught:
         load()
 
-    assert len(explain(caught.value).splitlines()) == 2
+    assert len(explain(caught.value, IngestionSettings.model_fields).splitlines()) == 2
 
 
 def test_a_buffer_smaller_than_a_batch_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +93,6 @@ def test_a_buffer_smaller_than_a_batch_is_explained(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValidationError) as caught:
         load()
 
-    assert explain(caught.value) == (
+    assert explain(caught.value, IngestionSettings.model_fields) == (
         "MAX_BUFFERED_FRAMES is 10, but it must hold at least one batch: BATCH_SIZE is 5000."
     )
