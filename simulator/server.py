@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -265,13 +266,15 @@ class FeedServer(ABC):
     # Life.
 
     async def __aenter__(self) -> Self:
+        # Ahead of the task group, which would wrap the error of a port that is taken.
+        listener = socket.create_server((_HOST, self.port))
+        self.port = listener.getsockname()[1]
         async with contextlib.AsyncExitStack() as stack:
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            server = await stack.enter_async_context(
+            await stack.enter_async_context(
                 serve(
                     self._serve_socket,
-                    _HOST,
-                    self.port,
+                    sock=listener,
                     process_request=self._process_request,
                     compression=None,
                     ping_interval=None,
@@ -280,7 +283,6 @@ class FeedServer(ABC):
                     write_limit=_WRITE_LIMIT,
                 )
             )
-            self.port = next(iter(server.sockets)).getsockname()[1]
             self.spawn(self._beat())
             stack.callback(self._cancel_tasks)
             self._stack = stack.pop_all()

@@ -1,0 +1,243 @@
+"""`medallion …` as it is typed: what it prints and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import medallion.dbt
+from medallion.cli import main
+from tests.conftest import ROOT, Database, Server
+from warehouse.embedded import BINARIES
+
+Run = Callable[..., "Done"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def told(self) -> str:
+        """What it said to the user, without the line breaks of the terminal."""
+        return " ".join(self.err.split())
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line where nothing is set, and no database is."""
+    monkeypatch.setenv("MEDALLION_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def medallion(*arguments: str, **environment: str) -> Done:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["medallion", *arguments])
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            capfd.readouterr()
+            with pytest.raises(SystemExit) as end:
+                main()
+        code = end.value.code
+        return Done(code if isinstance(code, int) else 0, *capfd.readouterr())
+
+    return medallion
+
+
+@pytest.fixture
+def run_here(run: Run, database: Database) -> Run:
+    """Run the command line on the test's database."""
+
+    def medallion(*arguments: str, **environment: str) -> Done:
+        here = {
+            "MEDALLION_HOME": str(database.settings.medallion_home),
+            "PGDATABASE": database.name,
+        }
+        return run(*arguments, **(here | environment))
+
+    return medallion
+
+
+def test_help_names_every_command(run: Run) -> None:
+    done = run("--help")
+    assert done.code == 0
+    for command in ("demo", "ingest", "simulate", "migrate", "deps", "postgres", "env", "status"):
+        assert f" {command} " in done.out
+    for command in ("start", "stop", "status", "psql"):
+        assert f" {command} " in run("postgres", "--help").out
+
+
+@pytest.mark.parametrize("command", ["status", "env", "ingest"])
+def test_without_a_database_it_says_how_to_get_one(run: Run, command: str) -> None:
+    done = run(command)
+    assert done.code == 2
+    assert "There is no database yet. Run `medallion demo`" in done.told
+
+
+def test_a_server_that_is_away_is_told_with_its_address(run: Run) -> None:
+    done = run("status", PGHOST="127.0.0.1", PGPORT="1", PGPASSWORD="not to be told")
+    assert done.code == 2
+    assert "PostgreSQL can't be reached on 127.0.0.1:1" in done.told
+    assert "not to be told" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("PGPORT", "abc", "PGPORT is 'abc'"),
+        ("PGSSLMODE", "maybe", "PGSSLMODE is 'maybe'"),
+        ("BATCH_SIZE", "0", "BATCH_SIZE is '0'"),
+        ("COINBASE_WS_URL", "http://x", "COINBASE_WS_URL is 'http://x'"),
+        ("COINBASE_PRODUCTS", "?", "COINBASE_PRODUCTS is '?'"),
+    ],
+)
+def test_a_wrong_setting_is_told_with_what_is_accepted(
+    run: Run, setting: str, value: str, told: str
+) -> None:
+    done = run("ingest", **{setting: value})
+    assert done.code == 2
+    assert told in done.told
+    assert "Accepted is" in done.told
+    assert "Traceback" not in done.err
+
+
+def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) -> None:
+    database.execute(
+        "insert into bronze.coinbase_trades_raw (received_at, source, channel, session_id, payload)"
+        " select now(), 'exchange_ws', 'matches', gen_random_uuid(), '{}'"
+        " from generate_series(1, 3)"
+    )
+    done = run_here("status")
+    assert done.code == 0
+    bronze = next(line for line in done.out.splitlines() if "coinbase_trades_raw" in line)
+    assert re.fullmatch(r"bronze\.coinbase_trades_raw\s+3\s+20.*\s0", bronze.strip())
+    assert re.search(r"silver\.coinbase_trades +not built: run `dbt build`", done.out)
+    tables = {table["name"]: table for table in json.loads(run_here("status", "--json").out)}
+    assert tables["bronze.coinbase_trades_raw"]["rows"] == 3
+    assert tables["gold.ohlc_1m"]["rows"] is None
+
+
+def test_status_of_a_missing_database_says_what_to_run(run_here: Run) -> None:
+    done = run_here("status", PGDATABASE="no_such_database")
+    assert done.code == 2
+    assert "There is no database 'no_such_database'" in done.told
+    assert "medallion migrate" in done.told
+
+
+def test_migrate_makes_a_database_and_does_nothing_the_second_time(
+    run_here: Run, server: Server
+) -> None:
+    server.maintain("drop database if exists made_by_migrate")
+    first = run_here("migrate", PGDATABASE="made_by_migrate")
+    assert first.code == 0, first.err
+    assert first.out.count("applied ") == len(list((ROOT / "warehouse/migrations").glob("*.sql")))
+    assert run_here("migrate", PGDATABASE="made_by_migrate").out == "Nothing to do.\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the other shell")
+@pytest.mark.parametrize("role", ["transform", "reader", "ingest", "admin"])
+def test_env_is_all_that_a_client_needs(run_here: Run, database: Database, role: str) -> None:
+    printed = run_here("env", "--role", role).out
+    psql = f"{printed}\npsql -Atc 'select current_user'"
+    path = os.pathsep.join([str(BINARIES), os.environ["PATH"]])
+    done = subprocess.run(
+        ["/bin/sh", "-c", psql], env={"PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ("postgres" if role == "admin" else f"medallion_{role}")
+
+
+def test_env_quotes_for_the_shell_that_reads_it(run: Run) -> None:
+    server = {"PGHOST": "db.example", "PGPASSWORD": "it's $(secret)"}
+    assert "export PGPASSWORD='it'\\''s $(secret)'" in run("env", "--shell", "posix", **server).out
+    powershell = run("env", "--shell", "powershell", **server).out
+    assert "$Env:PGPASSWORD = 'it''s $(secret)'" in powershell
+
+
+def test_psql_opens_as_the_chosen_role_and_hands_on_the_exit_code(run_here: Run) -> None:
+    done = run_here("postgres", "psql", "--role", "reader", "-Atc", "select current_user")
+    assert (done.code, done.out) == (0, "medallion_reader\n")
+    denied = run_here("postgres", "psql", "--role", "reader", "-c", "create table gold.x (y int)")
+    assert denied.code == 1
+    assert "permission denied" in denied.err
+
+
+def test_the_embedded_server_starts_tells_and_stops(run: Run) -> None:
+    # Not pytest's own folder: see the fixture `server`.
+    with tempfile.TemporaryDirectory(prefix="medallion-") as home:
+        here = {"MEDALLION_HOME": home}
+        assert run("postgres", "status", **here).code == 3
+        assert run("postgres", "start", **here).out.startswith("PostgreSQL listens on 127.0.0.1:")
+        try:
+            status = run("postgres", "status", **here)
+            assert (status.code, status.out[:21]) == (0, "Running on 127.0.0.1:")
+            assert run("status", **here).code == 2
+            assert run("migrate", **here).code == 0
+            assert run("status", **here).code == 0
+        finally:
+            stopped = run("postgres", "stop", **here)
+        assert stopped.out == "Stopped.\n"
+        assert run("postgres", "stop", **here).out == "It was not running.\n"
+
+
+def test_the_embedded_server_is_left_alone_where_another_is_set(run: Run) -> None:
+    done = run("postgres", "start", PGHOST="db.example")
+    assert done.code == 2
+    assert "Unset PGHOST" in done.told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--speed", "fast"], "--speed is 'fast'"),
+        (["--speed", "-1"], "speed"),
+        (["--duplicates", "2"], "--duplicates"),
+        (["--recording", "no such file"], "no such file"),
+    ],
+)
+def test_the_simulator_refuses_what_it_cannot_do(run: Run, arguments: list[str], told: str) -> None:
+    done = run("simulate", *arguments)
+    assert done.code == 2
+    assert told in done.told
+    assert "Traceback" not in done.err
+
+
+def test_the_simulator_says_when_its_port_is_taken(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("simulate", "--port", port)
+    assert done.code == 2
+    assert f"Port {port} can't be opened" in done.told
+
+
+def test_deps_falls_back_to_the_packages_kept_here(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a proxy that nobody serves, on a machine with or without the internet."""
+    project = tmp_path / "dbt_project"
+    project.mkdir()
+    for name in ("dbt_project.yml", "packages.yml", "profiles.yml"):
+        shutil.copy(ROOT / "dbt_project" / name, project)
+    monkeypatch.setattr(medallion.dbt, "DBT_PROJECT", project)
+    monkeypatch.setattr(medallion.dbt, "PACKAGES", project / "dbt_packages")
+    done = run("deps", HTTPS_PROXY="http://127.0.0.1:9", PGHOST="x", PGUSER="x")
+    assert done.code == 0, done.err
+    assert "can't be reached" in done.out
+    assert (project / "dbt_packages/dbt_expectations/dbt_project.yml").exists()
+    (project / "packages.yml").write_text("packages: [{package: no}]")
+    done = run("deps", PGHOST="x", PGUSER="x")
+    assert done.code == 2
+    assert "`dbt deps` failed" in done.told
