@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 from rich.console import Console
@@ -83,6 +83,7 @@ class Demo:
         self._source = source
         self._products = products
         self._seconds = seconds
+        self._recording: Recording | None = None
         self._log_file = settings.medallion_home / "demo.log"
 
     def run(self) -> None:
@@ -94,9 +95,9 @@ class Demo:
 
         """
         began = time.monotonic()
-        recording = self._recording()
+        self._recording = self._load_recording()
         self._prepare()
-        asyncio.run(self._stream(recording))
+        asyncio.run(self._stream())
         with self._progress() as progress:
             task = progress.add_task("dbt build", total=None, told="")
 
@@ -111,7 +112,7 @@ class Demo:
         if failures:
             raise DemoError("dbt build failed:\n" + "\n".join(failures))
 
-    def _recording(self) -> Recording | None:
+    def _load_recording(self) -> Recording | None:
         if self._source in {"simulator", "live"}:
             return None
         try:
@@ -152,9 +153,8 @@ class Demo:
     def _url_of_source(self) -> str:
         if self._source == "live":
             return LIVE
-        if self._source == "simulator":
-            return "ws://127.0.0.1/"
-        return f"ws://127.0.0.1/recordings/{Path(self._source).name}"
+        path = self._recording.url_path if self._recording else "/"
+        return f"ws://127.0.0.1{path}"
 
     @staticmethod
     def _market_of(url: str) -> str:
@@ -162,16 +162,16 @@ class Demo:
         if parts.hostname != "127.0.0.1":
             return parts.hostname or url
         if parts.path.startswith("/recordings/"):
-            return f"the recording {parts.path.removeprefix('/recordings/')}"
+            return f"the recording {unquote(parts.path.removeprefix('/recordings/'))}"
         return "the simulated exchange"
 
-    async def _stream(self, recording: Recording | None) -> None:
-        async with self._feed(recording) as feed:
+    async def _stream(self) -> None:
+        async with self._feed() as feed:
             settings = IngestionSettings(
                 coinbase_ws_url=feed.url, coinbase_products=feed.products, metrics_port=None
             )
             capture = Capture(settings, self._settings.connection(Role.INGEST).open)
-            self._console.print(f"Feed        {feed.url}, {len(feed.products)} products")
+            self._console.print(f"Feed        {feed.url}, {', '.join(feed.products)}")
             with self._log(), self._progress() as progress, stop_on_signals(capture.stop):
                 watching = asyncio.create_task(self._watch(capture, feed, progress))
                 try:
@@ -257,14 +257,14 @@ class Demo:
         return reasons[-1] if reasons else "no answer"
 
     @asynccontextmanager
-    async def _feed(self, recording: Recording | None) -> AsyncIterator[Feed]:
+    async def _feed(self) -> AsyncIterator[Feed]:
         if self._source == "live":
             yield Feed(LIVE, self._products or IngestionSettings().coinbase_products, None, None)
             return
-        if recording is not None:
+        if self._recording:
             arguments = ["--recording", self._source]
-            products = self._products or tuple(recording.products)
-            trades, path = None, f"/recordings/{recording.name}"
+            products = self._products or self._recording.products
+            trades, path = None, self._recording.url_path
         else:
             products = self._products or DEFAULT_PRODUCT_IDS
             now = datetime.now(UTC)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 from websockets.http11 import Response
 
@@ -71,6 +72,11 @@ class Recording:
         return cls(path.name, tuple(frames))
 
     @property
+    def url_path(self) -> str:
+        """The path of its socket."""
+        return f"/recordings/{quote(self.name)}"
+
+    @property
     def products(self) -> tuple[str, ...]:
         """The ids of the products it holds, in the order of their first frames."""
         return tuple(dict.fromkeys(frame.product_id for frame in self.frames))
@@ -93,11 +99,11 @@ class RecordingServer(FeedServer):
     @property
     def ws_url(self) -> str:
         """The address of the recording's socket."""
-        return f"{super().ws_url}/recordings/{self.recording.name}"
+        return super().ws_url + self.recording.url_path
 
     def accepts_path(self, path: str) -> bool:
-        """Only `/recordings/<file name>` has a socket."""
-        return path == f"/recordings/{self.recording.name}"
+        """Only the recording's own path has a socket."""
+        return path == self.recording.url_path
 
     def refusal(self, product_id: str) -> str | None:
         """Refuse the products that were not recorded."""
