@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from ingestion.settings import IngestionSettings
 from warehouse.embedded import BINARIES, EmbeddedServer
 from warehouse.migrate import migrate
 from warehouse.settings import ConnectionInfo, Role, WarehouseSettings
@@ -34,6 +35,7 @@ def _no_settings_from_outside() -> Iterator[None]:
             if name.startswith(("PG", "COINBASE_", "MEDALLION_")):
                 patch.delenv(name)
         patch.setitem(WarehouseSettings.model_config, "env_file", None)
+        patch.setitem(IngestionSettings.model_config, "env_file", None)
         yield
 
 
