@@ -110,7 +110,6 @@
 {% endmacro %}
 
 
-{# The windowed models of which every check was run and passed. #}
 {% macro _models_that_passed(passed) %}
     {% set failed, names = {}, [] %}
     {% for test in graph.nodes.values() | selectattr('resource_type', 'equalto', 'test') %}

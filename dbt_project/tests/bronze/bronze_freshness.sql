@@ -1,7 +1,4 @@
-{{ config(
-    severity='warn',
-    description='The newest frame arrived within the last 10 minutes.',
-) }}
+{{ config(severity='warn') }}
 
 with newest as (
     select received_at from {{ source('coinbase', 'coinbase_trades_raw') }}

@@ -1,7 +1,4 @@
-{{ config(
-    severity='warn',
-    description='Frames arrived within the last 5 minutes.',
-) }}
+{{ config(severity='warn') }}
 
 -- The newest frames by arrival: received_at has no index, and bronze grows without bound.
 with newest as (

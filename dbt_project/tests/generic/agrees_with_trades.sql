@@ -1,4 +1,3 @@
-{# Every minute that has trades has its candle, and no candle counts a trade that is not there. #}
 {% test agrees_with_trades(model, candles, trades) %}
 with candles as (
     select * from {{ model }}

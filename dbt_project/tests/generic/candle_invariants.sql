@@ -1,4 +1,3 @@
-{# What holds for the candle of any market: its prices lie between low and high, and it has trades. #}
 {% test candle_invariants(model) %}
 select * from {{ model }}
 where

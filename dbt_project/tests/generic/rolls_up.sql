@@ -1,4 +1,3 @@
-{# The additive columns of a candle are the sums of its parts', to the last digit. #}
 {% test rolls_up(model, bucket, interval, parts, part_bucket, part_interval) %}
 with candles as (
     select * from {{ model }}

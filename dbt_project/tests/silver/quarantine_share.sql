@@ -1,7 +1,4 @@
-{{ config(
-    severity='warn',
-    description='Of the trades received, no more than the share quarantine_share_max is quarantined.',
-) }}
+{{ config(severity='warn') }}
 
 with quarantine as (
     select count(*) as trades from {{ ref('coinbase_trades_quarantine') }}

@@ -1,7 +1,3 @@
-{{ config(
-    description='Every trade received is in silver, in quarantine, or a duplicate of one in silver.',
-) }}
-
 with staged as (
     select * from {{ ref('stg_coinbase__trades') }}
     where {{ unchecked(ref('coinbase_trades_quarantine')) }}

@@ -1,7 +1,3 @@
-{{ config(
-    description='Every trade in silver stands in the bronze row that it names.',
-) }}
-
 with silver as (
     select * from {{ ref('coinbase_trades') }}
     where {{ unchecked(ref('coinbase_trades')) }}

@@ -1,7 +1,4 @@
-{{ config(
-    severity='warn',
-    description='The newest trade in silver happened within the last 15 minutes.',
-) }}
+{{ config(severity='warn') }}
 
 -- The last to arrive may be late ones: look at some more.
 with newest as (
