@@ -93,3 +93,21 @@ def test_tables_have_the_columns_types_and_comments_that_are_described(
         column["name"]: (column["data_type"], column["description"]) for column in columns
     }
     assert in_database == described
+
+
+def test_the_lineage_leads_from_bronze_to_every_report(dbt: Dbt) -> None:
+    parents = dbt.manifest.parent_map
+    reports = {f"model.medallion.{path.stem}" for path in PROJECT.glob("models/gold/*.sql")}
+    seen: set[str] = set()
+    to_visit = list(dbt.manifest.exposures)
+    while to_visit:
+        unique_id = to_visit.pop()
+        seen.add(unique_id)
+        to_visit.extend(parents[unique_id])
+    assert seen >= reports
+    assert seen >= {
+        "source.medallion.coinbase.coinbase_trades_raw",
+        "model.medallion.stg_coinbase__exchange_matches",
+        "model.medallion.stg_coinbase__trades",
+        "model.medallion.coinbase_trades",
+    }
