@@ -1,5 +1,5 @@
-{# Each is null where the text can't be cast: no input can make a build fail. The guard stands inside
-   a CASE, for SQL promises no order between conditions. #}
+{# Each is null where the text can't be cast: no input can make a build fail. The guard stands
+   inside a CASE, for SQL promises no order between conditions. #}
 
 {% macro guarded_numeric(column) -%}
     case

@@ -61,7 +61,9 @@
             {% do errors.append(node.name ~ ': ' ~ (result.message or status) | trim) %}
         {% endif %}
         {% if node.resource_type == 'test' %}
-            {% if status in ['pass', 'warn'] %}{% do passed.update({node.unique_id: true}) %}{% endif %}
+            {% if status in ['pass', 'warn'] %}
+                {% do passed.update({node.unique_id: true}) %}
+            {% endif %}
             {% do checks.append(_check_result(result)) %}
         {% endif %}
     {% endfor %}

@@ -21,7 +21,11 @@ market_clock as (
     select max(bucket_1m) + interval '1 minute' as as_of
     from minutes
     -- A run without new trades adds no snapshot.
-    where exists (select from minutes where {{ in_window('bronze_id') }})
+    where
+        exists (
+            select from minutes as new_minutes
+            where {{ in_window('new_minutes.bronze_id') }}
+        )
 ),
 
 moves as (

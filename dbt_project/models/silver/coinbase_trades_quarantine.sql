@@ -25,9 +25,11 @@ judged as (
         case
             when
                 cardinality(trades.reject_reasons) = 0
-                and (trades.price, trades.size, trades.side, trades.trade_time)
-                is distinct from
-                (accepted.price, accepted.size, accepted.side, accepted.trade_time)
+                and (
+                    (trades.price, trades.size, trades.side, trades.trade_time)
+                    is distinct from
+                    (accepted.price, accepted.size, accepted.side, accepted.trade_time)
+                )
                 then array['conflicting_duplicate']
             else trades.reject_reasons
         end as reject_reasons

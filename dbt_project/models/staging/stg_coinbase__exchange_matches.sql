@@ -12,7 +12,7 @@ trades as (
         frames.payload,
         fields.*
     from frames
-    cross join lateral (
+    cross join lateral (  -- noqa: ST05
         select
             payload ->> 'product_id' as product_id_text,
             payload ->> 'trade_id' as trade_id_text,
@@ -23,7 +23,7 @@ trades as (
             payload ->> 'maker_order_id' as maker_order_id,
             payload ->> 'taker_order_id' as taker_order_id
         -- A fence: else the planner reads the frame anew for each use of a column.
-        offset 0
+        offset 0  -- noqa: PRS
     ) as fields
 )
 

@@ -7,7 +7,7 @@ typed as (
         trades.*,
         casts.*
     from trades
-    cross join lateral (
+    cross join lateral (  -- noqa: ST05
         select
             case
                 when product_id_text ~ '^[A-Z0-9]+(-[A-Z0-9]+)+$' then product_id_text
@@ -18,7 +18,7 @@ typed as (
             case when lower(side_text) in ('buy', 'sell') then lower(side_text) end as side,
             {{ guarded_timestamp('time_text') }} as trade_time
         -- A fence: else the planner writes each cast out again wherever its column is used.
-        offset 0
+        offset 0  -- noqa: PRS
     ) as casts
 ),
 
