@@ -18,8 +18,10 @@ lint: $(VENV)/installed
 	$(BIN)/sqlfluff lint --disable-progress-bar dbt_project/models dbt_project/tests
 	@# Parsing needs packages and a name for each variable, but no database.
 	$(BIN)/python -c "from medallion import dbt; dbt.packages_are_installed() or dbt.install_packages()"
-	PGHOST=none PGUSER=none $(BIN)/dbt --quiet parse --project-dir dbt_project \
-		--profiles-dir dbt_project --target-path $(CURDIR)/dbt_project/target/lint
+	PGHOST=none PGUSER=none $(BIN)/dbt --quiet \
+		--warn-error-options '{"error": "all", "silence": ["JinjaLogWarning"]}' parse \
+		--project-dir dbt_project --profiles-dir dbt_project \
+		--target-path $(CURDIR)/dbt_project/target/lint
 	@out=$$($(BIN)/dbt-bouncer run --show-all-failures 2>&1) || { echo "$$out"; exit 1; }
 
 format: $(VENV)/installed
