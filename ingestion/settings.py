@@ -14,6 +14,7 @@ from websockets.exceptions import InvalidURI
 from websockets.uri import parse_uri
 
 _PRODUCT = re.compile(r"[A-Z0-9]+(-[A-Z0-9]+)+")
+_CREDENTIALS = re.compile(r"(?<=//)[^/]*@")
 
 
 class IngestionSettings(BaseSettings):
@@ -77,9 +78,13 @@ class IngestionSettings(BaseSettings):
     @classmethod
     def _url_is_websocket(cls, url: str) -> str:
         try:
-            parse_uri(url).host.encode("idna")
+            parsed = parse_uri(url)
+            parsed.host.encode("idna")
         except InvalidURI as error:
             raise ValueError(error.msg) from None
+        if parsed.username is not None:
+            # The URL is logged and stored with each session.
+            raise ValueError("it holds a user name or a password, and the feed asks for none")
         return url
 
     @field_validator("coinbase_products", mode="before")
@@ -119,9 +124,9 @@ def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
             lines.append(f"{reason}.")
             continue
         name = str(wrong["loc"][0])
-        accepted = fields[name].description
+        value = _CREDENTIALS.sub("***@", repr(wrong["input"]))
         lines.append(
-            f"{name.upper()} is {wrong['input']!r} ({reason}). Accepted is {accepted}. "
-            "Set it in the environment or in .env."
+            f"{name.upper()} is {value} ({reason}). "
+            f"Accepted is {fields[name].description}. Set it in the environment or in .env."
         )
     return "\n".join(lines)

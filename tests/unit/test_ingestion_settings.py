@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ingestion.settings import IngestionSettings, explain
+from warehouse.settings import WarehouseSettings
 
 VARIABLES = [name.upper() for name in IngestionSettings.model_fields]
 
@@ -95,4 +96,32 @@ def test_a_buffer_smaller_than_a_batch_is_explained(monkeypatch: pytest.MonkeyPa
 
     assert explain(caught.value, IngestionSettings.model_fields) == (
         "MAX_BUFFERED_FRAMES is 10, but it must hold at least one batch: BATCH_SIZE is 5000."
+    )
+
+
+@pytest.mark.parametrize("scheme", ["wss", "https"])
+def test_a_url_with_a_password_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("COINBASE_WS_URL", f"{scheme}://me:hunter2@example.com/feed")
+
+    with pytest.raises(ValidationError) as caught:
+        load()
+
+    told = explain(caught.value, IngestionSettings.model_fields)
+    assert f"{scheme}://***@example.com/feed" in told
+    assert "hunter2" not in told
+    assert "me:" not in told
+
+
+def test_a_wrong_setting_of_the_database_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPORT", "abc")
+
+    with pytest.raises(ValidationError) as caught:
+        WarehouseSettings(_env_file=None)
+
+    told = explain(caught.value, WarehouseSettings.model_fields)
+    assert told.startswith("PGPORT is 'abc' (Input should be a valid integer")
+    assert told.endswith(
+        "Accepted is the server's port, from 1 to 65535. Set it in the environment or in .env."
     )
