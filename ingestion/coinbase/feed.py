@@ -36,7 +36,6 @@ MAX_QUEUED_FRAMES: Final = 4096
 and restart the socket."""
 OPEN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 2.0
-PING_SECONDS: Final = 20.0
 FIRST_RETRY_SECONDS: Final = 0.5
 LONGEST_RETRY_SECONDS: Final = 30.0
 HEALTHY_SECONDS: Final = 30.0
@@ -119,7 +118,7 @@ class ExchangeFeed:
             began = clock()
             try:
                 await self._read_one_connection()
-            except (OSError, WebSocketException, NothingSubscribedError) as error:
+            except (OSError, WebSocketException, ImportError, NothingSubscribedError) as error:
                 fatal = self._why_give_up(error)
                 if fatal is not None:
                     raise FatalFeedError(fatal) from error
@@ -139,17 +138,20 @@ class ExchangeFeed:
         has ever worked, a URL where nothing is (404, 410) and products that are all refused. What
         has worked before may work again, so later the same answers are retried. 401 and 403 are
         retried always: this feed asks for no key, and its gateway answers so to an address that
-        connects too often.
+        connects too often. A redirect to a page (maintenance) is retried as well.
         """
-        if isinstance(error, InvalidURI):
+        if isinstance(error, InvalidURI) and error.uri == self._url:
             return (
                 f"COINBASE_WS_URL is {self._url!r}: {error.msg}. Set it to a ws:// or wss:// URL, "
                 "for example wss://ws-feed.exchange.coinbase.com."
             )
-        if isinstance(error, InvalidProxy):
+        if isinstance(error, InvalidProxy | ImportError):
+            # Of InvalidProxy only msg: the rest is the proxy's URL, which may hold a password.
+            # ImportError is how websockets asks for the package that SOCKS needs.
+            told = error.msg
             return (
-                f"The proxy from the environment can't be used: {error}. Correct HTTPS_PROXY, or "
-                "add the exchange to NO_PROXY."
+                f"The proxy from the environment can't be used: {told}. Correct HTTPS_PROXY (or "
+                "SOCKS_PROXY), or add the exchange to NO_PROXY."
             )
         if self._was_subscribed:
             return None
@@ -168,6 +170,8 @@ class ExchangeFeed:
 
     async def _read_one_connection(self) -> None:
         # Compression off: the frames are small and inflating costs more than it saves.
+        # Pings off: silence tells a dead connection, and while the buffer is full nobody reads the
+        # answers, so a healthy connection would be closed with its unread frames.
         websocket = await connect(
             self._url,
             compression=None,
@@ -175,8 +179,7 @@ class ExchangeFeed:
             max_queue=MAX_QUEUED_FRAMES,
             open_timeout=OPEN_SECONDS,
             close_timeout=CLOSE_SECONDS,
-            ping_interval=PING_SECONDS,
-            ping_timeout=PING_SECONDS,
+            ping_interval=None,
         )
         reason = "stopped"
         self._sink.opened(self._url, self._products)

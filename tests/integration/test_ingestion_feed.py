@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from websockets.asyncio.client import connect
 from websockets.asyncio.server import Request, Response, ServerConnection, serve
 
 from ingestion.coinbase.feed import MAX_FRAME_BYTES, ExchangeFeed
@@ -62,7 +64,10 @@ async def exchange(script: Script, *answers: HTTPStatus) -> AsyncIterator[Exchan
     def handshake(connection: ServerConnection, _request: Request) -> Response | None:
         if not running.answers:
             return None
-        return connection.respond(running.answers.pop(0), "")
+        response = connection.respond(running.answers.pop(0), "")
+        if response.status_code == HTTPStatus.FOUND:
+            response.headers["Location"] = "https://status.example/maintenance"
+        return response
 
     async def connection(socket: ServerConnection) -> None:
         number = len(running.subscribed_with)
@@ -258,6 +263,32 @@ async def test_waiting_for_room_is_no_silence() -> None:
     assert sink.opens == 1
 
 
+async def test_a_full_buffer_costs_no_frame_of_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def with_pings_soon(url: str, **options: Any) -> Any:
+        soon = {name: options[name] and 0.1 for name in options if name.startswith("ping_")}
+        return connect(url, **{**options, **soon})
+
+    monkeypatch.setattr("ingestion.coinbase.feed.connect", with_pings_soon)
+    # More than the buffers of both sockets hold, so the client stops reading.
+    count, padding = 20_000, " " * 400
+
+    async def script(socket: ServerConnection, _number: int) -> None:
+        for trade_id in range(count):
+            await socket.send(match(trade_id) + padding)
+        await stay(socket)
+
+    sink = Sink(places=3)
+    async with exchange(script) as server, reading(server.url, sink):
+        await wait_for(lambda: len(sink.frames) == 3)
+        await asyncio.sleep(0.6)
+        sink.free.set()
+        await wait_for(lambda: len(sink.frames) == count, 30)
+
+    assert sink.opens == 1
+
+
 @pytest.mark.parametrize(
     "status",
     [
@@ -267,6 +298,7 @@ async def test_waiting_for_room_is_no_silence() -> None:
         HTTPStatus.UNAUTHORIZED,
         HTTPStatus.FORBIDDEN,
         HTTPStatus.OK,
+        HTTPStatus.FOUND,
     ],
 )
 async def test_a_refused_handshake_is_tried_again(status: HTTPStatus) -> None:
@@ -384,3 +416,24 @@ async def test_a_url_without_a_feed_is_fatal() -> None:
 @pytest.mark.parametrize("url", ["https://127.0.0.1:1", "ws://", "feed"])
 async def test_a_url_of_another_scheme_is_fatal(url: str) -> None:
     assert (await failure(url)).startswith(f"COINBASE_WS_URL is {url!r}")
+
+
+@pytest.mark.parametrize(
+    ("proxy", "told"),
+    [
+        ("socks5://me:hunter2@127.0.0.1:1", "requires python-socks"),
+        ("ftp://me:hunter2@127.0.0.1:1", "scheme ftp isn't supported"),
+    ],
+)
+async def test_a_proxy_that_is_none_is_fatal_and_its_password_not_shown(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, told: str
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", proxy)
+
+    message = await failure("wss://198.51.100.1")
+
+    assert message.startswith("The proxy from the environment can't be used")
+    assert told in message
+    assert "hunter2" not in message
