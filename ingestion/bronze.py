@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -35,6 +36,8 @@ FIRST_RETRY_SECONDS: Final = 0.2
 LONGEST_RETRY_SECONDS: Final = 5.0
 PARTITIONS_SECONDS: Final = 3600.0
 PARTITIONS_RETRY_SECONDS: Final = 60.0
+REJECTED_ROWS: Final = 100
+"""Rejected frames per COPY. They are few, and large ones are more likely among them."""
 SESSION_SECONDS: Final = 1.0
 """A running session's counts are written at most this often: each write leaves a dead row."""
 
@@ -230,7 +233,9 @@ class BronzeWriter:
     async def _wait(self) -> None:
         """Wait for a full batch, or for the flush interval."""
         retrying = self._away_since is not None and not self._is_idle()
-        if retrying or self._finishing or len(self._rows) >= self._batch_size:
+        # Rejected frames take room as well, so the buffer may be full before a batch is.
+        enough = len(self._rows) >= min(self._batch_size, self._room)
+        if retrying or self._finishing or enough:
             return
         self._wake.clear()
         with suppress(TimeoutError):
@@ -243,8 +248,14 @@ class BronzeWriter:
         )
 
     async def _start(self) -> None:
-        """Find out whether bronze can be written; wait for a database that is away."""
-        while not await self._try(self._check, fatal=True):
+        """Find out whether bronze can be written; wait for a database that is away.
+
+        Only the first answer may be fatal: one that comes after a wait may be of a database that is
+        not migrated yet, and by then there are frames to lose.
+        """
+        first = True
+        while not await self._try(self._check, fatal=first):
+            first = False
             if self._finishing and self._is_idle():
                 return
 
@@ -336,39 +347,54 @@ class BronzeWriter:
             await self._save_session(connection, self._sessions[session_id])
 
     async def _save_chunks(self, connection: Connection) -> None:
-        """Save the batch; where PostgreSQL refuses a frame in it, find that one by halving."""
+        """Save the batch; where PostgreSQL refuses a frame in it, find that one by halving.
+
+        What takes longer than a statement may is halved as well, for the next try.
+        """
         while self._chunks:
             chunk = self._chunks[-1]
             try:
                 await self._copy(connection, "coinbase_trades_raw", _TRADE_COLUMNS, chunk)
-            except _BAD_DATA as error:
-                self._chunks.pop()
+            except (TimeoutError, asyncpg.QueryCanceledError):
                 if len(chunk) > 1:
-                    middle = len(chunk) // 2
-                    self._chunks += [chunk[middle:], chunk[:middle]]
+                    self._halve()
+                raise
+            except _BAD_DATA as error:
+                if len(chunk) > 1:
+                    self._halve()
                 else:
+                    self._chunks.pop()
                     self._reject(chunk[0], error)
             else:
                 self._chunks.pop()
                 self.rows_saved += len(chunk)
             self._update_room()
 
+    def _halve(self) -> None:
+        chunk = self._chunks.pop()
+        middle = len(chunk) // 2
+        self._chunks += [chunk[middle:], chunk[:middle]]
+
     def _reject(self, row: TradeRow, error: Exception) -> None:
-        received_at, source, _channel, session_id, product_id, frame = row
+        received_at, source, _channel, session_id, _product_id, frame = row
         detail = getattr(error, "detail", None)
         reason = f"refused by jsonb: {getattr(error, 'message', None) or error}"
         if detail:
             reason = f"{reason} ({detail})"
-        log.warning("batch_frame_rejected", product_id=product_id, error=reason)
         self._rejected.append(RejectedRow(received_at, source, session_id, frame, reason))
 
     async def _save_rejected(self, connection: Connection) -> None:
-        rows = list(self._rejected)
-        await self._copy(connection, "coinbase_frames_rejected", _REJECTED_COLUMNS, rows)
-        for _ in rows:
-            self._rejected.popleft()
-        self.rejected_saved += len(rows)
-        self._update_room()
+        saved_before, first_error = self.rejected_saved, self._rejected[0].error
+        while self._rejected:
+            rows = list(islice(self._rejected, REJECTED_ROWS))
+            await self._copy(connection, "coinbase_frames_rejected", _REJECTED_COLUMNS, rows)
+            for _ in rows:
+                self._rejected.popleft()
+            self.rejected_saved += len(rows)
+            self._update_room()
+        # One line for all of them: a feed gone bad would flood the log.
+        frames = self.rejected_saved - saved_before
+        log.warning("frames_rejected", frames=frames, first_error=first_error)
 
     def _is_due(self, session_id: UUID) -> bool:
         """Tell whether a session is to be saved: it is new, it has ended, or it has gone on."""

@@ -19,8 +19,8 @@ import structlog
 from ingestion.bronze import BronzeWriter, Connect, FeedSession, RejectedRow
 from ingestion.coinbase.feed import ExchangeFeed
 from ingestion.coinbase.wire import TRADE_CHANNEL, Message, trade_number
-from ingestion.continuity import GapWatch, TradeIdTracker
-from ingestion.errors import IngestionError, UnsavedFramesError
+from ingestion.continuity import Gap, GapWatch, TradeIdTracker
+from ingestion.errors import FatalFeedError, IngestionError, UnsavedFramesError
 from ingestion.metrics import CaptureMetrics, serve
 from ingestion.settings import IngestionSettings
 
@@ -138,6 +138,9 @@ class Capture:
             stats = self.stats
             log.info("drained", trades=stats.trades, rows=stats.rows, rejected=stats.rejected)
             return stats
+        finally:
+            if self._writer.buffered:
+                log.error("frames_lost", frames=self._writer.buffered)
         raise fatal
 
     async def _read_until_stopped(self) -> None:
@@ -147,6 +150,10 @@ class Capture:
             await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 reading.result()
+        except FatalFeedError as error:
+            # Told now: draining may fail too, and its own error would hide this one.
+            log.error("feed_given_up", reason=str(error))  # noqa: TRY400  (no traceback for users)
+            raise
         finally:
             reading.cancel()
             stopping.cancel()
@@ -154,8 +161,10 @@ class Capture:
 
     async def _drain(self, writing: asyncio.Task[None]) -> None:
         """Wait until everything is saved, as long as the database takes something."""
-        self._writer.finish()
         patience = self._settings.drain_seconds
+        if not writing.done():
+            log.info("draining", buffered=self._writer.buffered, drain_seconds=patience)
+        self._writer.finish()
         left = None
         while not writing.done() and left != self._writer.buffered:
             left = self._writer.buffered
@@ -171,8 +180,16 @@ class Capture:
     async def _watch_gaps(self) -> None:
         while True:
             await asyncio.sleep(GAP_CHECK_SECONDS)
+            found: dict[str, list[Gap]] = {}
             for gap in self._gaps.standing(time.monotonic()):
-                log.warning("gap_found", product_id=gap.product_id, first=gap.first, last=gap.last)
+                found.setdefault(gap.product_id, []).append(gap)
+            for product_id, gaps in found.items():
+                # Not len(gap): that fails past 64 bits, and an id may be any number.
+                trades = sum(gap.last - gap.first + 1 for gap in gaps)
+                first, last = gaps[0].first, gaps[-1].last
+                log.warning(
+                    "gap_found", product_id=product_id, first=first, last=last, trades=trades
+                )
 
 
 class _Sink:
@@ -183,7 +200,8 @@ class _Sink:
         self._tracker = tracker
         self._gaps = gaps
         self._session: FeedSession
-        self._last_frame_at: datetime | None = None
+        # Not the wall clock: where that is set back, a silent feed would look alive.
+        self._last_frame_at: float | None = None
         self._earlier_trades = 0
         self._last_matches = 0
         self._other_frames: Counter[str] = Counter()
@@ -210,7 +228,7 @@ class _Sink:
         """Return the age of the newest frame, None before the first."""
         if self._last_frame_at is None:
             return None
-        return max((datetime.now(UTC) - self._last_frame_at).total_seconds(), 0.0)
+        return time.monotonic() - self._last_frame_at
 
     def opened(self, url: str, products: tuple[str, ...]) -> None:
         """Begin a session."""
@@ -232,7 +250,7 @@ class _Sink:
     def trade(self, frame: bytes, message: Message) -> bool:
         """Follow the trade id and buffer the frame."""
         received_at = datetime.now(UTC)
-        self._last_frame_at = received_at
+        self._last_frame_at = time.monotonic()
         session = self._session
         session.trades += 1
         if message.kind != "match":
@@ -253,9 +271,9 @@ class _Sink:
 
     def unreadable(self, frame: bytes, error: str) -> bool:
         """Buffer a frame that jsonb can't hold."""
-        received_at = self._count("unreadable")
+        self._count("unreadable")
         return self._writer.put_rejected(
-            RejectedRow(received_at, SOURCE, self._session.session_id, frame, error)
+            RejectedRow(datetime.now(UTC), SOURCE, self._session.session_id, frame, error)
         )
 
     def heartbeat(self, message: Message) -> None:
@@ -282,11 +300,10 @@ class _Sink:
         """Wait until the buffer has room."""
         await self._writer.room()
 
-    def _count(self, kind: str) -> datetime:
-        self._last_frame_at = datetime.now(UTC)
+    def _count(self, kind: str) -> None:
+        self._last_frame_at = time.monotonic()
         self._session.other_frames += 1
         self._other_frames[kind] += 1
-        return self._last_frame_at
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import socket as sockets
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -181,7 +181,28 @@ async def test_a_bad_frame_is_set_aside_alone(database: Any, admin: Admin) -> No
     for frame, error in errors.items():
         assert error.startswith(bad[frame])
     assert capture.stats.reconnects == 0
-    assert sum(entry["event"] == "batch_frame_rejected" for entry in logs) == 7
+    told = [entry["frames"] for entry in logs if entry["event"] == "frames_rejected"]
+    assert sum(told) == len(bad)
+
+
+async def test_a_batch_of_bad_frames_is_one_line_in_the_log(database: Any, admin: Admin) -> None:
+    frames = ['{"type":"match","x":"\\u0000"}'] * 30 + ["x"] * 120 + [match(1)]
+    with capture_logs() as logs:
+        async with exchange(sends(*frames)) as server:
+            capture = Capture(
+                settings(server.url, batch_size=1000, flush_interval_seconds=60),
+                lambda: database.connect("medallion_ingest"),
+            )
+            run = asyncio.create_task(capture.run())
+            await wait_for(lambda: capture.stats.frames == len(frames) + 1)
+            capture.stop()
+            await run
+
+    assert await trade_ids(admin) == [1]
+    assert (capture.stats.rejected, capture.stats.buffered) == (150, 0)
+    [line] = [entry for entry in logs if entry["event"] == "frames_rejected"]
+    assert (line["frames"], line["log_level"]) == (150, "warning")
+    assert line["first_error"].startswith("not JSON: ")
 
 
 async def test_a_trade_is_stored_whatever_its_values(database: Any, admin: Admin) -> None:
@@ -305,6 +326,48 @@ async def test_a_database_away_at_the_start_is_waited_for(
     assert await trade_ids(admin) == [1, 2]
 
 
+async def test_a_database_not_migrated_when_it_comes_back_is_waited_for(
+    database: Any, admin: Admin, server_admin: Admin
+) -> None:
+    """Frames came while the database was away: giving up would lose them."""
+    revoke = "revoke insert on bronze.coinbase_trades_raw from medallion_ingest"
+    await admin.execute(revoke)
+    await close_database(server_admin, database)
+    with capture_logs() as logs:
+        async with (
+            exchange(sends(match(1), match(2))) as server,
+            capturing(database, server.url) as capture,
+        ):
+            await wait_for(lambda: capture.stats.buffered == 2)
+            await open_database(server_admin, database)
+            await wait_for(lambda: any("permission denied" in str(entry) for entry in logs))
+            await admin.execute(revoke.replace("revoke", "grant").replace("from", "to"))
+            await wait_for(lambda: capture.stats.rows == 2)
+
+    assert await trade_ids(admin) == [1, 2]
+
+
+async def test_a_batch_too_slow_for_one_statement_lands_in_parts(
+    database: Any, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await admin.execute(
+        "create function public.slow() returns trigger language plpgsql "
+        "as 'begin perform pg_sleep(0.02); return new; end'; "
+        "create trigger slow before insert on bronze.coinbase_trades_raw "
+        "for each row execute function public.slow()"
+    )
+    await admin.execute(
+        f"alter role medallion_ingest in database {database.name} set statement_timeout to '500ms'"
+    )
+    monkeypatch.setattr("ingestion.bronze.LONGEST_RETRY_SECONDS", 0.2)
+    frames = [match(trade_id) for trade_id in range(1, 101)]
+
+    async with exchange(sends(*frames)) as server, capturing(database, server.url) as capture:
+        await wait_for(lambda: capture.stats.rows == 100, 30)
+
+    assert await trade_ids(admin) == list(range(1, 101))
+
+
 async def errors_while_locked(database: Any, admin: Admin) -> list[str]:
     """Hold a lock on bronze until 400 trades wait; return what the writer complained of."""
     going = asyncio.Event()
@@ -412,6 +475,16 @@ async def test_the_buffer_keeps_its_bound_and_then_takes_the_rest(
     assert capture.stats.reconnects == 0
 
 
+async def test_a_buffer_full_of_rejected_frames_is_saved_at_once(database: Any) -> None:
+    frames: list[str | bytes] = ["x"] * 60 + [match(1)] * 60
+    async with exchange(sends(*frames)) as server:
+        async with capturing(
+            database, server.url, max_buffered_frames=100, flush_interval_seconds=60
+        ) as capture:
+            await wait_for(lambda: capture.stats.rows + capture.stats.rejected >= 100, 5)
+        assert capture.stats.rows + capture.stats.rejected == 120
+
+
 async def test_stop_saves_what_is_buffered(database: Any, admin: Admin) -> None:
     frames = [match(trade_id) for trade_id in range(1, 31)]
     async with exchange(sends(*frames)) as server:
@@ -453,6 +526,44 @@ async def test_cancelling_saves_what_is_buffered(database: Any, admin: Admin) ->
             await run
 
     assert await trade_ids(admin) == [1, 2]
+
+
+async def test_an_impatient_stop_tells_how_much_is_lost(database: Any, server_admin: Admin) -> None:
+    with capture_logs() as logs:
+        async with exchange(sends(match(1), match(2))) as server:
+            await close_database(server_admin, database)
+            capture = Capture(settings(server.url), lambda: database.connect("medallion_ingest"))
+            run = asyncio.create_task(capture.run())
+            await wait_for(lambda: capture.stats.buffered == 2)
+            capture.stop()
+            await wait_for(lambda: any(entry["event"] == "draining" for entry in logs))
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+
+    assert [entry["frames"] for entry in logs if entry["event"] == "frames_lost"] == [2]
+
+
+async def test_a_fatal_feed_is_told_though_the_database_is_away(
+    database: Any, server_admin: Admin
+) -> None:
+    async def script(socket: ServerConnection, _number: int) -> None:
+        await socket.send(match(1))
+        await socket.send(refused("BTC-USD"))
+        await stay(socket)
+
+    with capture_logs() as logs:
+        async with exchange(script) as server:
+            await close_database(server_admin, database)
+            capture = Capture(
+                settings(server.url, drain_seconds=0.1),
+                lambda: database.connect("medallion_ingest"),
+            )
+            with pytest.raises(UnsavedFramesError):
+                await capture.run()
+
+    [told] = [entry["reason"] for entry in logs if entry["event"] == "feed_given_up"]
+    assert told.startswith("There is no valid product among BTC-USD")
 
 
 async def test_stopping_without_the_database_tells_how_much_is_lost(
@@ -580,11 +691,12 @@ async def test_a_gap_is_logged_once_its_grace_has_passed(
 ) -> None:
     monkeypatch.setattr("ingestion.capture.GAP_GRACE_SECONDS", 0.2)
     monkeypatch.setattr("ingestion.capture.GAP_CHECK_SECONDS", 0.05)
-    frames = [match(trade_id) for trade_id in (1, 3, 2, 6)]
+    # Three gaps, the last past 64 bits: one line for all that a check finds of a product.
+    frames = [match(trade_id) for trade_id in (1, 3, 2, 6, 8, 2**70)]
 
-    def gaps() -> list[tuple[str, int, int]]:
+    def gaps() -> list[tuple[str, int, int, int]]:
         return [
-            (entry["product_id"], entry["first"], entry["last"])
+            (entry["product_id"], entry["first"], entry["last"], entry["trades"])
             for entry in logs
             if entry["event"] == "gap_found"
         ]
@@ -594,7 +706,28 @@ async def test_a_gap_is_logged_once_its_grace_has_passed(
             await wait_for(lambda: len(gaps()) > 0)
             await asyncio.sleep(0.2)
 
-    assert gaps() == [("BTC-USD", 4, 5)]
+    assert gaps() == [("BTC-USD", 4, 2**70 - 1, 2**70 - 6)]
+
+
+async def test_age_of_the_newest_frame_survives_a_clock_set_back(
+    database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SetBack(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) - timedelta(hours=1)
+
+    async with (
+        exchange(sends(match(1))) as server,
+        capturing(database, server.url) as capture,
+    ):
+        await wait_for(lambda: capture.stats.rows == 1)
+        monkeypatch.setattr("ingestion.capture.datetime", SetBack)
+        await asyncio.sleep(0.05)
+        age = capture.stats.seconds_since_last_frame
+
+    assert age is not None
+    assert 0.05 <= age < 10
 
 
 async def test_stats_of_a_fresh_capture_are_zero(database: Any) -> None:
