@@ -1,0 +1,312 @@
+"""`medallion ingest` as its user runs it: a process, its signals, exit codes and messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.postgres18_only
+
+SECONDS = 60
+"""How long a test waits for anything; a process that is still there then is killed."""
+
+
+@dataclass
+class Command:
+    """A running `medallion` command, and what it has said on standard error."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return " ".join(self.log.read_text().split())
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + SECONDS
+        while not condition():
+            assert self.process.poll() is None, f"ended early: {self.said}"
+            assert time.monotonic() < until, f"waited too long: {self.said}"
+            time.sleep(0.05)
+
+    def wait_for_event(self, name: str, times: int = 1) -> None:
+        self.wait_for(lambda: [e["event"] for e in self.events()].count(name) >= times)
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """Send a signal, if any, and return the exit code."""
+        if number is not None:
+            self.process.send_signal(number)
+        return self.process.wait(SECONDS)
+
+
+@pytest.fixture
+def medallion(tmp_path: Path) -> Callable[..., Any]:
+    """Start commands with the given environment, and nothing of the developer's."""
+
+    @contextmanager
+    def start(*arguments: str, **variables: str) -> Iterator[Command]:
+        kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        log = tmp_path / f"{time.monotonic_ns()}.log"
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "medallion", *arguments],
+                env={**kept, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+            )
+        try:
+            yield Command(process, log)
+        finally:
+            process.kill()
+            process.wait()
+
+    return start
+
+
+@pytest.fixture
+def ingest(medallion: Callable[..., Any], database: Any) -> Callable[..., Any]:
+    """Start `medallion ingest` on the test's database."""
+
+    def start(url: str, **variables: str) -> Any:
+        home = {
+            "MEDALLION_HOME": str(database.settings.medallion_home),
+            "PGDATABASE": database.name,
+        }
+        return medallion("ingest", **{**home, "COINBASE_WS_URL": url, **variables})
+
+    return start
+
+
+@pytest.fixture
+def simulator(medallion: Callable[..., Any], unused_tcp_port: int) -> Callable[[], Any]:
+    """Start the simulated exchange, on the same port each time; yields its URL."""
+
+    @contextmanager
+    def start() -> Iterator[str]:
+        arguments = ("--port", str(unused_tcp_port), "--speed", "100")
+        with medallion("simulate", *arguments) as command:
+            command.wait_for(lambda: "ws://" in command.said)
+            yield f"ws://127.0.0.1:{unused_tcp_port}"
+
+    return start
+
+
+def rows(database: Any) -> int:
+    count: int = database.fetch("select count(*) from bronze.coinbase_trades_raw")[0][0]
+    return count
+
+
+def counts(said: str) -> list[int]:
+    """Return trades, rows, rejected frames and reconnects of the summary."""
+    summary = re.search(
+        r"Stopped\. ([\d,]+) trades received, ([\d,]+) rows in bronze, "
+        r"([\d,]+) frames rejected, ([\d,]+) reconnects",
+        said,
+    )
+    assert summary is not None, said
+    return [int(number.replace(",", "")) for number in summary.groups()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_all_and_exits_with_a_summary(
+    database: Any,
+    ingest: Callable[..., Any],
+    simulator: Callable[[], Any],
+    number: signal.Signals,
+) -> None:
+    # The interval leaves all of it to the drain.
+    with simulator() as url, ingest(url, FLUSH_INTERVAL_SECONDS="60") as command:
+        command.wait_for_event("subscribed")
+        time.sleep(1)
+        code = command.end(number)
+
+    trades, saved, rejected, reconnects = counts(command.said)
+    assert (code, rejected, reconnects) == (0, 0, 0)
+    assert trades == saved == rows(database) > 0
+    [session] = database.fetch("select trades, end_reason from bronze.feed_sessions")
+    assert tuple(session) == (trades, "stopped")
+
+
+def test_a_restart_of_postgres_loses_nothing(
+    database: Any, server: Any, ingest: Callable[..., Any], simulator: Callable[[], Any]
+) -> None:
+    with simulator() as url, ingest(url) as command:
+        command.wait_for(lambda: rows(database) > 0)
+        server.embedded.stop()
+        try:
+            command.wait_for_event("bronze_unreachable", times=3)
+        finally:
+            server.embedded.start()
+        command.wait_for_event("bronze_back")
+        code = command.end(signal.SIGTERM)
+
+    trades, saved, _rejected, reconnects = counts(command.said)
+    assert (code, reconnects) == (0, 0)
+    assert trades == saved
+    [(distinct,)] = database.fetch(
+        "select count(distinct (product_id, payload ->> 'trade_id')) "
+        "from bronze.coinbase_trades_raw"
+    )
+    # Only what was on its way when the server stopped may be there twice.
+    assert distinct == trades <= rows(database)
+
+
+def test_a_restart_of_the_exchange_is_a_new_session(
+    database: Any, ingest: Callable[..., Any], simulator: Callable[[], Any], unused_tcp_port: int
+) -> None:
+    with ingest(f"ws://127.0.0.1:{unused_tcp_port}") as command:
+        for run in (1, 2):
+            with simulator():
+                command.wait_for_event("subscribed", times=run)
+                time.sleep(0.5)
+        code = command.end(signal.SIGTERM)
+
+    trades, saved, _rejected, reconnects = counts(command.said)
+    assert (code, reconnects) == (0, 1)
+    sessions = database.fetch(
+        "select trades, (select count(*) from bronze.coinbase_trades_raw as t "
+        "where t.session_id = s.session_id) from bronze.feed_sessions as s "
+        "where ended_at is not null"
+    )
+    assert len(sessions) == 2
+    assert all(received == stored > 0 for received, stored in sessions)
+    assert trades == saved == rows(database)
+
+
+def test_stopping_without_postgres_tells_what_is_lost(
+    database: Any, server: Any, ingest: Callable[..., Any], simulator: Callable[[], Any]
+) -> None:
+    with simulator() as url, ingest(url, DRAIN_SECONDS="0.5") as command:
+        command.wait_for(lambda: rows(database) > 0)
+        server.embedded.stop()
+        try:
+            command.wait_for_event("bronze_unreachable", times=3)
+            code = command.end(signal.SIGTERM)
+        finally:
+            server.embedded.start()
+
+    assert code == 1
+    assert re.search(r"\d+ frames are NOT in bronze", command.said)
+    assert "Traceback" not in command.said
+
+
+def test_an_exchange_out_of_reach_is_tried_again_until_stopped(
+    ingest: Callable[..., Any], unused_tcp_port: int
+) -> None:
+    with ingest(f"ws://127.0.0.1:{unused_tcp_port}") as command:
+        command.wait_for_event("disconnected", times=3)
+        code = command.end(signal.SIGTERM)
+
+    assert code == 0
+    assert counts(command.said) == [0, 0, 0, 0]
+
+
+def test_one_product_that_is_none_leaves_the_others(
+    database: Any, ingest: Callable[..., Any], simulator: Callable[[], Any]
+) -> None:
+    with simulator() as url, ingest(url, COINBASE_PRODUCTS="NOPE-USD,BTC-USD") as command:
+        command.wait_for(lambda: rows(database) > 0)
+        code = command.end(signal.SIGTERM)
+
+    assert code == 0
+    [refused] = [e for e in command.events() if e["event"] == "subscription_refused"]
+    assert refused["products"] == ["NOPE-USD"]
+
+
+def test_no_product_that_is_one_exits_with_2(
+    ingest: Callable[..., Any], simulator: Callable[[], Any]
+) -> None:
+    with simulator() as url, ingest(url, COINBASE_PRODUCTS="NOPE-USD,NIX-USD") as command:
+        code = command.end()
+
+    assert code == 2
+    assert "There is no valid product among NOPE-USD, NIX-USD." in command.said
+    assert "Traceback" not in command.said
+
+
+def test_a_wrong_password_exits_with_2_and_is_not_shown(
+    database: Any, ingest: Callable[..., Any], tmp_path: Path
+) -> None:
+    with ingest(
+        "ws://127.0.0.1:1",
+        # Away from the credentials, as with a server of one's own.
+        MEDALLION_HOME=str(tmp_path),
+        PGHOST=database.host,
+        PGPORT=str(database.port),
+        PGUSER="medallion_ingest",
+        PGPASSWORD="hunter2",
+    ) as command:
+        code = command.end()
+
+    assert code == 2
+    assert "Check its user and password." in command.said
+    assert "hunter2" not in command.said
+    assert "Traceback" not in command.said
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("COINBASE_WS_URL", "https://example.com", "Accepted is a ws:// or wss:// URL"),
+        ("BATCH_SIZE", "abc", "Accepted is rows per COPY, from 1 to 100000"),
+        ("PGPORT", "abc", "Set it in the environment or in .env."),
+    ],
+)
+def test_a_wrong_setting_exits_with_2(
+    medallion: Callable[..., Any], variable: str, value: str, told: str
+) -> None:
+    with medallion("ingest", **{variable: value}) as command:
+        code = command.end()
+
+    assert code == 2
+    assert command.said.startswith(f"{variable} is '{value}'")
+    assert told in command.said
+    assert "Traceback" not in command.said
+
+
+def test_metrics_are_served_and_their_port_is_guarded(
+    database: Any,
+    ingest: Callable[..., Any],
+    simulator: Callable[[], Any],
+    unused_tcp_port_factory: Callable[[], int],
+) -> None:
+    port = str(unused_tcp_port_factory())
+    with simulator() as url, ingest(url, METRICS_PORT=port) as command:
+        command.wait_for(lambda: rows(database) > 0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+            text = page.read().decode()
+        with ingest(url, METRICS_PORT=port) as second:
+            refused = second.end()
+        code = command.end(signal.SIGTERM)
+
+    assert (code, refused) == (0, 1)
+    assert f"METRICS_PORT is {port}, which can't be opened" in second.said
+    names = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line[0] != "#"}
+    assert names >= {
+        "ingestion_frames_total",
+        "ingestion_trades_total",
+        "ingestion_batches_total",
+        "ingestion_batch_seconds_count",
+        "ingestion_buffered_frames",
+        "ingestion_reconnects_total",
+        "ingestion_rejected_frames_total",
+        "ingestion_seconds_since_last_frame",
+    }
