@@ -338,6 +338,7 @@ async def test_a_database_not_migrated_when_it_comes_back_is_waited_for(
             exchange(sends(match(1), match(2))) as server,
             capturing(database, server.url) as capture,
         ):
+            await wait_for(lambda: any(e["event"] == "bronze_unreachable" for e in logs))
             await wait_for(lambda: capture.stats.buffered == 2)
             await open_database(server_admin, database)
             await wait_for(lambda: any("permission denied" in str(entry) for entry in logs))
