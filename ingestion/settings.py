@@ -53,7 +53,8 @@ class IngestionSettings(BaseSettings):
         default=500_000,
         ge=1,
         le=50_000_000,
-        description="frames kept in memory while the database is away, from 1 to 50000000",
+        description="frames kept in memory while the database is away, about 0.5 kB each, "
+        "from 1 to 50000000",
     )
     silence_seconds: float = Field(
         default=10,
