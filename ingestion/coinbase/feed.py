@@ -196,12 +196,23 @@ class ExchangeFeed:
             await websocket.close()
 
     async def _read(self, websocket: ClientConnection) -> None:
-        """Hand on frames until the connection ends.
+        """Hand on frames until the connection ends or is silent.
+
+        Silence is counted in two halves: for a process that stood still (suspended, or starved) the
+        first is over at once, and what waits in the socket is heard in the second.
+        """
+        while await self._read_until_silent(websocket, self._silence_seconds / 2):
+            pass
+        log.warning("silent", seconds=self._silence_seconds)
+        raise TimeoutError(f"no frame for {self._silence_seconds:g} s")
+
+    async def _read_until_silent(self, websocket: ClientConnection, limit: float) -> bool:
+        """Hand on frames until none came for `limit` seconds; return whether any came before.
 
         While frames are waiting, `recv` returns without giving way to other tasks, so all that one
         read of the socket brought is taken in one go.
         """
-        sink, limit = self._sink, self._silence_seconds
+        sink, heard = self._sink, False
         clock = asyncio.get_running_loop().time
         trade, recv = sink.trade, websocket.recv
         try:
@@ -211,7 +222,7 @@ class ExchangeFeed:
                 while True:
                     # As bytes: a text frame that is not UTF-8 would else end the connection.
                     frame = await recv(decode=False)
-                    has_room = True
+                    heard = has_room = True
                     try:
                         message = decode(frame)
                     except UnreadableFrameError as error:
@@ -231,8 +242,7 @@ class ExchangeFeed:
                         silence.reschedule(now + limit)
                         renew_at = now + limit / 20
         except TimeoutError:
-            log.warning("silent", seconds=limit)
-            raise TimeoutError(f"no frame for {limit:g} s") from None
+            return heard
 
     def _take(self, frame: bytes, message: Message) -> bool:
         """Take a frame that is no match; return whether there is room for another."""

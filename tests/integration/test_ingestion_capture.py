@@ -457,12 +457,12 @@ async def test_the_buffer_keeps_its_bound_and_then_takes_the_rest(
         async with admin.transaction():
             await admin.execute("lock table bronze.coinbase_trades_raw in share mode")
             capture = Capture(
-                settings(server.url, max_buffered_frames=1000, silence_seconds=0.3),
+                settings(server.url, max_buffered_frames=1000, silence_seconds=1),
                 lambda: database.connect("medallion_ingest"),
             )
             run = asyncio.create_task(capture.run())
             await wait_for(lambda: capture.stats.buffered == 1000)
-            for _ in range(30):
+            for _ in range(60):
                 await asyncio.sleep(0.02)
                 most = max(most, capture.stats.buffered)
         while capture.stats.rows < 20_000:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -243,6 +244,25 @@ async def test_a_socket_that_speaks_now_and_then_is_kept() -> None:
     async with exchange(script) as server, reading(server.url, sink, silence_seconds=0.4):
         await wait_for(lambda: len(sink.frames) == 5)
 
+    assert sink.opens == 1
+
+
+async def test_a_process_that_stood_still_hears_what_waits() -> None:
+    async def script(socket: ServerConnection, _number: int) -> None:
+        await socket.send(match(1))
+        await asyncio.sleep(0.1)
+        await socket.send(match(2))
+        time.sleep(1)  # noqa: ASYNC251  (stands for a suspended process)
+        for trade_id in range(3, 10):
+            await socket.send(match(trade_id))
+            await asyncio.sleep(0.1)
+        await stay(socket)
+
+    sink = Sink()
+    async with exchange(script) as server, reading(server.url, sink, silence_seconds=0.6):
+        await wait_for(lambda: 9 in sink.trade_ids)
+
+    assert sink.trade_ids == list(range(1, 10))
     assert sink.opens == 1
 
 
