@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Final
@@ -21,7 +20,7 @@ from ingestion.coinbase.feed import ExchangeFeed
 from ingestion.coinbase.wire import TRADE_CHANNEL, Message, trade_number
 from ingestion.continuity import Gap, GapWatch, TradeIdTracker
 from ingestion.errors import FatalFeedError, IngestionError, UnsavedFramesError
-from ingestion.metrics import CaptureMetrics, serve
+from ingestion.metrics import CaptureMetrics, CaptureStats, serve
 from ingestion.settings import IngestionSettings
 
 log = structlog.get_logger(__name__)
@@ -33,31 +32,6 @@ GAP_CHECK_SECONDS: Final = 1.0
 
 _KNOWN_TYPES: Final = frozenset({"subscriptions", "error"})
 _MOST_TYPES_LOGGED: Final = 100
-
-
-@dataclass(frozen=True)
-class CaptureStats:
-    """The counts of one capture at one moment."""
-
-    started_at: datetime
-    frames: int
-    """Frames received, of every type."""
-    trades: int
-    """Trades received (match and last_match)."""
-    rows: int
-    """Rows committed to bronze.coinbase_trades_raw."""
-    batches: int
-    """Batches committed."""
-    rejected: int
-    """Rows committed to bronze.coinbase_frames_rejected."""
-    reconnects: int
-    """Connections to the exchange after the first."""
-    buffered: int
-    """Frames in memory that are not committed yet."""
-    frames_by_type: dict[str, int]
-    """`unknown` counts the types that Coinbase doesn't document, `unreadable` what is no JSON."""
-    seconds_since_last_frame: float | None
-    """None before the first frame."""
 
 
 class Capture:

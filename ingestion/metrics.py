@@ -1,10 +1,11 @@
-"""Prometheus metrics of one capture: read from its counts when asked, so that no frame pays."""
+"""The counts of one capture as Prometheus metrics: read when asked, so that no frame pays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,10 +13,32 @@ from prometheus_client.registry import Collector
 
 from ingestion.errors import MetricsPortError
 
-if TYPE_CHECKING:
-    from ingestion.capture import CaptureStats
-
 BATCH_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+
+
+@dataclass(frozen=True)
+class CaptureStats:
+    """The counts of one capture at one moment."""
+
+    started_at: datetime
+    frames: int
+    """Frames received, of every type."""
+    trades: int
+    """Trades received (match and last_match)."""
+    rows: int
+    """Rows committed to bronze.coinbase_trades_raw."""
+    batches: int
+    """Batches committed."""
+    rejected: int
+    """Rows committed to bronze.coinbase_frames_rejected."""
+    reconnects: int
+    """Connections to the exchange after the first."""
+    buffered: int
+    """Frames in memory that are not committed yet."""
+    frames_by_type: dict[str, int]
+    """`unknown` counts the types that Coinbase doesn't document, `unreadable` what is no JSON."""
+    seconds_since_last_frame: float | None
+    """None before the first frame."""
 
 
 class CaptureMetrics(Collector):

@@ -10,7 +10,7 @@ import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -329,9 +329,12 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        errors.print(explain(error, SETTINGS), style="red", markup=False, highlight=False)
-        raise SystemExit(2) from None
+        _fail(explain(error, SETTINGS), 2)
     except (WarehouseError, IngestionError) as error:
-        errors.print(str(error), style="red", markup=False, highlight=False)
         fatal = isinstance(error, FatalFeedError | FatalBronzeError | WarehouseError)
-        raise SystemExit(2 if fatal else 1) from None
+        _fail(str(error), 2 if fatal else 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(code) from None

@@ -20,7 +20,8 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ingestion.capture import Capture, CaptureStats, stop_on_signals
+from ingestion.capture import Capture, stop_on_signals
+from ingestion.metrics import CaptureStats
 from ingestion.settings import IngestionSettings
 from medallion import dbt
 from medallion.logs import log_to

@@ -267,7 +267,7 @@ def test_a_wrong_password_exits_with_2_and_is_not_shown(
     [
         ("COINBASE_WS_URL", "https://example.com", "Accepted is a ws:// or wss:// URL"),
         ("BATCH_SIZE", "abc", "Accepted is rows per COPY, from 1 to 100000"),
-        ("PGPORT", "abc", "Set it in the environment or in .env."),
+        ("PGPORT", "abc", "Correct it in the command, the environment or .env."),
     ],
 )
 def test_a_wrong_setting_exits_with_2(

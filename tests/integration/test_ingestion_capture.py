@@ -20,13 +20,14 @@ from structlog.testing import capture_logs
 from websockets.asyncio.server import ServerConnection
 
 from ingestion.bronze import BronzeWriter
-from ingestion.capture import Capture, CaptureStats, stop_on_signals
+from ingestion.capture import Capture, stop_on_signals
 from ingestion.errors import (
     FatalBronzeError,
     FatalFeedError,
     MetricsPortError,
     UnsavedFramesError,
 )
+from ingestion.metrics import CaptureStats
 from ingestion.settings import IngestionSettings
 from tests.integration.test_ingestion_feed import (
     Script,
