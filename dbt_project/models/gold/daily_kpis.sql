@@ -20,10 +20,9 @@ touched_buckets as (
     select
         product_id,
         bucket_1d,
-        generate_series(
-            bucket_1d, bucket_1d + interval '1 day' - interval '5 minutes', interval '5 minutes'
-        ) as bucket_5m
+        bucket_1d + part * interval '5 minutes' as bucket_5m
     from touched_days
+    cross join {{ each_part('1 day', '5 minutes') }} as part
 ),
 
 returns as (

@@ -3,7 +3,8 @@
     indexes=[{'columns': ['bucket_1m']}, {'columns': ['bronze_id']}],
 ) }}
 
-with trades as (
+-- Used twice, PostgreSQL would else write out the whole table at every run.
+with trades as not materialized (
     select * from {{ ref('coinbase_trades') }}
 ),
 

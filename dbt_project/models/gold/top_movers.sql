@@ -13,7 +13,8 @@
     {'name': '7d', 'interval': '7 days', 'candles': ref('ohlc_1h'), 'bucket': 'bucket_1h'},
 ] %}
 
-with minutes as (
+-- Used twice, PostgreSQL would else write out the whole table at every run.
+with minutes as not materialized (
     select * from {{ ref('ohlc_1m') }}
 ),
 

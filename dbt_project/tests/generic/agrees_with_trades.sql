@@ -4,7 +4,8 @@ with candles as (
 ),
 
 -- Trades beyond the candles' watermark are not late: their candles are not made yet.
-due_trades as (
+-- Used twice, PostgreSQL would else write out the whole table at every run.
+due_trades as not materialized (
     select * from {{ trades }}
     where bronze_id <= {{ watermark(candles, 'high') }}
 ),

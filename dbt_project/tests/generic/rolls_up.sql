@@ -11,12 +11,9 @@ candle_parts as (
         quote_volume,
         trade_count,
         taker_buy_volume,
-        generate_series(
-            {{ bucket }},
-            {{ bucket }} + interval '{{ interval }}' - interval '{{ part_interval }}',
-            interval '{{ part_interval }}'
-        ) as {{ part_bucket }}
+        {{ bucket }} + part * interval '{{ part_interval }}' as {{ part_bucket }}
     from candles
+    cross join {{ each_part(interval, part_interval) }} as part
 )
 
 select
