@@ -12,7 +12,7 @@ pytestmark = pytest.mark.postgres18_only
 def test_every_unit_test_passes(lakehouse: Lakehouse, dbt: Dbt) -> None:
     lakehouse.build()  # A unit test takes the types of its rows from the tables.
     names = {test.name for test in dbt.manifest.unit_tests.values()}
-    build = lakehouse.dbt("test", "--select", "test_type:unit")
+    build = lakehouse.dbt("test", "--selector", "unit")
     assert {name: build.messages[name] for name in names if build.statuses[name] != "pass"} == {}
 
 
