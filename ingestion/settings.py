@@ -128,6 +128,7 @@ def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
         value = _CREDENTIALS.sub("***@", repr(wrong["input"]))
         lines.append(
             f"{name.upper()} is {value} ({reason}). "
-            f"Accepted is {fields[name].description}. Correct it in the command, the environment or .env."
+            f"Accepted is {fields[name].description}. "
+            "Correct it in the command, the environment or .env."
         )
     return "\n".join(lines)

@@ -123,5 +123,6 @@ def test_a_wrong_setting_of_the_database_is_explained(monkeypatch: pytest.Monkey
     told = explain(caught.value, WarehouseSettings.model_fields)
     assert told.startswith("PGPORT is 'abc' (Input should be a valid integer")
     assert told.endswith(
-        "Accepted is the server's port, from 1 to 65535. Correct it in the command, the environment or .env."
+        "Accepted is the server's port, from 1 to 65535. "
+        "Correct it in the command, the environment or .env."
     )
