@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
@@ -18,6 +18,9 @@ from ingestion.settings import IngestionSettings
 from warehouse.embedded import BINARIES, EmbeddedServer
 from warehouse.migrate import migrate
 from warehouse.settings import ConnectionInfo, Role, WarehouseSettings
+
+if TYPE_CHECKING:
+    from tests.dbt.conftest import Dbt, Lakehouse
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEM_BINARIES = Path("/usr/lib/postgresql/15/bin")
@@ -110,6 +113,20 @@ class Server:
 
         asyncio.run(run())
 
+    def fresh_database(self, template: str = TEMPLATE) -> Database:
+        """Make the tests' database anew, as a copy of another."""
+        self.maintain(
+            "drop database if exists crypto_dw with (force)",
+            f"create database crypto_dw template {template}",
+            # What a migration says of its database is not copied with it.
+            "alter database crypto_dw set timezone to 'UTC'",
+            "revoke all on database crypto_dw from public",
+            "grant connect on database crypto_dw "
+            "to medallion_owner, medallion_ingest, medallion_transform, medallion_reader",
+            "grant temporary on database crypto_dw to medallion_transform",
+        )
+        return Database(self.settings.model_copy(update={"pgdatabase": "crypto_dw"}))
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what touches the database on each PostgreSQL that is here; dbt's scenarios on one."""
@@ -146,18 +163,23 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.fixture
 def database(server: Server) -> Database:
     """A fresh migrated database."""
-    settings = server.settings.model_copy(update={"pgdatabase": "crypto_dw"})
-    server.maintain(
-        "drop database if exists crypto_dw with (force)",
-        f"create database crypto_dw template {TEMPLATE}",
-        # What a migration says of its database is not copied with it.
-        "alter database crypto_dw set timezone to 'UTC'",
-        "revoke all on database crypto_dw from public",
-        "grant connect on database crypto_dw "
-        "to medallion_owner, medallion_ingest, medallion_transform, medallion_reader",
-        "grant temporary on database crypto_dw to medallion_transform",
-    )
-    return Database(settings)
+    return server.fresh_database()
+
+
+@pytest.fixture(scope="session")
+def dbt(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Dbt:
+    """dbt in this process, with one manifest for all tests of a server."""
+    from tests.dbt.conftest import Dbt  # noqa: PLC0415  (takes seconds to import)
+
+    return Dbt(server, tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture
+def lakehouse(database: Database, dbt: Dbt) -> Lakehouse:
+    """A fresh database, with dbt to build it."""
+    from tests.dbt.conftest import Lakehouse  # noqa: PLC0415  (takes seconds to import)
+
+    return Lakehouse(database, dbt)
 
 
 @pytest.fixture(scope="session")

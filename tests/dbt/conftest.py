@@ -1,4 +1,4 @@
-"""dbt in this process, with one manifest for all tests."""
+"""What the tests of dbt share: dbt itself, a lakehouse to build, and trades to put into it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
 
 from medallion.dbt import install_packages
-from tests.conftest import ROOT, Database
+from tests.conftest import ROOT, Database, Server
 from warehouse.settings import ConnectionInfo
 
 PROJECT = ROOT / "dbt_project"
@@ -42,7 +42,11 @@ class Build:
 class Dbt:
     """Runs dbt in this process; the manifest is parsed once."""
 
-    def __init__(self, target: Path, connection: ConnectionInfo) -> None:
+    def __init__(self, server: Server, target: Path) -> None:
+        install_packages()
+        database = Database(server.settings.model_copy(update={"pgdatabase": "crypto_dw"}))
+        connection = database.info("medallion_transform")
+        self.target = target
         self._options = [
             *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
             *("--target-path", str(target), "--log-level-file", "none"),
@@ -76,13 +80,6 @@ class _environment(pytest.MonkeyPatch):  # noqa: N801  (used as a statement)
 
     def __exit__(self, *_: object) -> None:
         self.undo()
-
-
-@pytest.fixture(scope="session")
-def dbt(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Dbt:
-    install_packages()
-    database = Database(server.settings.model_copy(update={"pgdatabase": "crypto_dw"}))
-    return Dbt(tmp_path_factory.mktemp("target"), database.info("medallion_transform"))
 
 
 class Lakehouse:
@@ -136,11 +133,6 @@ class Lakehouse:
             )[0]["hash"]
             for table in tables
         }
-
-
-@pytest.fixture
-def lakehouse(database: Database, dbt: Dbt) -> Lakehouse:
-    return Lakehouse(database, dbt)
 
 
 NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=1)

@@ -1,0 +1,376 @@
+"""Every data-quality check seen to pass on good data, and to fail on the data it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.conftest import Server
+from tests.dbt.conftest import NOON, Build, Dbt, Lakehouse, match
+
+pytestmark = pytest.mark.postgres18_only
+
+GOOD = "medallion_good"
+CANDLES = ["ohlc_1m", "ohlc_5m", "ohlc_15m", "ohlc_1h", "ohlc_6h", "ohlc_1d"]
+ROLL_UPS = [f"{candles}_rolls_up" for candles in CANDLES[1:]]
+FRESHNESS = {"bronze_freshness", "bronze_volume_5m", "silver_freshness", "ohlc_1m_is_recent"}
+IN_HISTORY = "_in_all_history"
+# As if no check had passed yet: those of new rows read every row.
+UNCHECK = "update ops.model_watermarks set checked = 0;"
+
+
+def checks_of(dbt: Dbt) -> set[str]:
+    nodes = dbt.manifest.nodes.values()
+    return {node.name for node in nodes if node.resource_type == "test"}
+
+
+def severities(dbt: Dbt) -> dict[str, str]:
+    nodes = dbt.manifest.nodes.values()
+    return {n.name: n.config.severity.lower() for n in nodes if n.resource_type == "test"}
+
+
+def fresh_frames() -> list[dict[str, object]]:
+    """Return trades of the last minutes, of two products, and one of a week before."""
+    now = (datetime.now(UTC) - NOON).total_seconds()
+    return [
+        match(trade_id, product_id=product_id, price=str(100 + trade_id), at=now - 600 + trade_id)
+        for product_id in ("BTC-USD", "ETH-USD")
+        for trade_id in range(2, 200)
+    ] + [match(1, at=-7 * 86400)]
+
+
+@pytest.fixture(scope="module")
+def good_build(server: Server, dbt: Dbt) -> Iterator[Build]:
+    """Keep a database of good, fresh, checked data to copy from, and what its build said."""
+    lakehouse = Lakehouse(server.fresh_database(), dbt)
+    lakehouse.receive(*fresh_frames())
+    build = lakehouse.dbt("build", "--selector", "full")
+    server.maintain(f"create database {GOOD} template {lakehouse.database.name}")
+    yield build
+    server.maintain(f"drop database {GOOD}")
+
+
+@pytest.fixture
+def good_lakehouse(server: Server, dbt: Dbt, good_build: Build) -> Lakehouse:
+    return Lakehouse(server.fresh_database(template=GOOD), dbt)
+
+
+def test_every_check_passes_on_good_data(good_build: Build, dbt: Dbt) -> None:
+    checks = checks_of(dbt)
+    said = {name: status for name, status in good_build.statuses.items() if name in checks}
+    assert said == dict.fromkeys(checks, "pass")
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """What is done to good data, and the checks that then fail: these and no others."""
+
+    sql: str
+    failing: set[str]
+
+
+def without_constraints(table: str) -> str:
+    """Let the table hold what its constraints, the first line of defence, would refuse."""
+    return f"""
+        do $$
+        declare name text;
+        begin
+            for name in
+                select conname from pg_constraint
+                where conrelid = '{table}'::regclass and contype in ('p', 'c')
+            loop
+                execute format('alter table {table} drop constraint %I', name);
+            end loop;
+            for name in
+                select attname from pg_attribute
+                where attrelid = '{table}'::regclass and attnum > 0 and attnotnull
+            loop
+                execute format('alter table {table} alter column %I drop not null', name);
+            end loop;
+        end
+        $$;
+    """
+
+
+def one_trade(change: str) -> str:
+    """Change one of the recent trades in silver."""
+    return (
+        without_constraints("silver.coinbase_trades")
+        + f"update silver.coinbase_trades set {change} "
+        "where (product_id, trade_id) = ('BTC-USD', 77);"
+    )
+
+
+def append(table: str, change: str = "", where: str = "true") -> str:
+    """Append copies of the rows of a table, with some of their columns changed."""
+    return (
+        without_constraints(table)
+        + f"create temp table copies as select * from {table} where {where};"
+        + (f"update copies set {change};" if change else "")
+        + f"insert into {table} select * from copies;"
+    )
+
+
+NO_SUM = """
+    update gold.ohlc_1d set volume = volume + 1000;
+    update gold.ohlc_6h set quote_volume = quote_volume + 0.1;
+    update gold.ohlc_1h set trade_count = trade_count + 1;
+    update gold.ohlc_15m set taker_buy_volume = taker_buy_volume - 0.1;
+    update gold.ohlc_5m set volume = volume + 1;
+"""
+SPOILED = {
+    "null_price": Spoiled(
+        UNCHECK + one_trade("price = null"),
+        {"silver_no_null_price", "silver_accounts_for_every_row"},
+    ),
+    "price_of_zero": Spoiled(
+        UNCHECK + one_trade("price = 0"),
+        {"silver_no_negative_price", "silver_accounts_for_every_row"},
+    ),
+    "negative_size": Spoiled(
+        UNCHECK + one_trade("size = -size"),
+        {
+            "silver_no_negative_size",
+            "silver_accounts_for_every_row",
+            "ohlc_1m_agrees_with_trades",
+            "ohlc_1m_agrees_with_trades_in_all_history",
+        },
+    ),
+    "unknown_side": Spoiled(
+        UNCHECK + one_trade("side = 'hold'"),
+        {"silver_side_is_buy_or_sell", "silver_accounts_for_every_row"},
+    ),
+    "trade_before_its_minute": Spoiled(
+        UNCHECK + one_trade("trade_time = trade_minute - interval '1 microsecond'"),
+        {"silver_trade_time_is_in_its_minute", "silver_accounts_for_every_row"},
+    ),
+    "trade_twice_in_the_window": Spoiled(
+        UNCHECK + append("silver.coinbase_trades", where="trade_id = 77"),
+        {
+            "silver_no_duplicates",
+            "silver_no_duplicates_in_all_history",
+            "ohlc_1m_agrees_with_trades",
+            "ohlc_1m_agrees_with_trades_in_all_history",
+        },
+    ),
+    "trade_twice_in_history": Spoiled(
+        append("silver.coinbase_trades", where="trade_id = 77"),
+        {"silver_no_duplicates_in_all_history", "ohlc_1m_agrees_with_trades_in_all_history"},
+    ),
+    "trade_lost": Spoiled(
+        UNCHECK + "delete from silver.coinbase_trades where trade_id = 77",
+        {
+            "silver_accounts_for_every_row",
+            "ohlc_1m_agrees_with_trades",
+            "ohlc_1m_agrees_with_trades_in_all_history",
+        },
+    ),
+    "trade_both_in_silver_and_in_quarantine": Spoiled(
+        UNCHECK + "insert into silver.coinbase_trades_quarantine "
+        "select bronze_id, 1, received_at, source, product_id, trade_id::text, "
+        "array['invalid_price'], '{}' from silver.coinbase_trades where trade_id = 77 limit 1",
+        {"silver_accounts_for_every_row"},
+    ),
+    "trade_that_bronze_does_not_have": Spoiled(
+        UNCHECK + append("silver.coinbase_trades", "trade_id = 1e6", "trade_id = 77"),
+        {
+            "silver_came_from_bronze",
+            "ohlc_1m_agrees_with_trades",
+            "ohlc_1m_agrees_with_trades_in_all_history",
+        },
+    ),
+    "quarantine_without_a_reason": Spoiled(
+        UNCHECK + "insert into silver.coinbase_trades_quarantine "
+        "values (1, 2, now(), 'exchange_ws', 'BTC-USD', '2', '{}', '{}')",
+        {"quarantine_has_a_reason"},
+    ),
+    "too_many_in_quarantine": Spoiled(
+        UNCHECK + "insert into silver.coinbase_trades_quarantine "
+        "select bronze_id, 2, received_at, source, product_id, trade_id::text, "
+        "array['invalid_price'], '{}' from silver.coinbase_trades order by bronze_id limit 5",
+        {"quarantine_share"},
+    ),
+    "candle_twice": Spoiled(
+        UNCHECK + append("gold.ohlc_1m", "open = high, close = high", "product_id = 'BTC-USD'"),
+        {"ohlc_1m_no_duplicates", "ohlc_5m_rolls_up", "ohlc_5m_rolls_up_in_all_history"},
+    ),
+    "candle_lost": Spoiled(
+        UNCHECK + "delete from gold.ohlc_1m where bucket_1m = (select min(bucket_1m) "
+        "from gold.ohlc_1m where bucket_1m > now() - interval '1 day')",
+        {
+            "ohlc_1m_agrees_with_trades",
+            "ohlc_1m_agrees_with_trades_in_all_history",
+            "ohlc_5m_rolls_up",
+            "ohlc_5m_rolls_up_in_all_history",
+        },
+    ),
+    "old_candle_lost": Spoiled(
+        "delete from gold.ohlc_1m where bucket_1m < now() - interval '1 day'",
+        {"ohlc_1m_agrees_with_trades_in_all_history", "ohlc_5m_rolls_up_in_all_history"},
+    ),
+    "high_below_low": Spoiled(
+        UNCHECK
+        + "".join(
+            f"update gold.{table} set high = low, low = high + 1;"
+            for table in [*CANDLES, "daily_kpis"]
+        ),
+        {f"{candles}_invariants" for candles in CANDLES}
+        | {"ohlc_1m_high_is_not_below_low", "daily_kpis_high_is_not_below_low"},
+    ),
+    "candles_of_no_market": Spoiled(
+        UNCHECK
+        + "update gold.ohlc_1m set open = high + 1;"
+        "update gold.ohlc_5m set close = low - 1;"
+        "update gold.ohlc_15m set vwap = high + 1;"
+        "update gold.ohlc_1h set low = 0;"
+        "update gold.ohlc_6h set close = 0;"
+        "update gold.ohlc_1d set close = high + 1;",
+        {f"{candles}_invariants" for candles in CANDLES},
+    ),
+    "more_bought_than_traded": Spoiled(
+        UNCHECK
+        + "".join(f"update gold.{table} set taker_buy_volume = volume * 2;" for table in CANDLES),
+        {f"{candles}_invariants" for candles in CANDLES},
+    ),
+    "candles_that_are_no_sum": Spoiled(
+        UNCHECK + NO_SUM, {name + suffix for name in ROLL_UPS for suffix in ("", IN_HISTORY)}
+    ),
+    "old_candles_that_are_no_sum": Spoiled(NO_SUM, {name + IN_HISTORY for name in ROLL_UPS}),
+    "days_out_of_range_and_twice": Spoiled(
+        UNCHECK
+        + "update gold.daily_kpis set realised_volatility = -0.1, taker_buy_share = 1.01;"
+        + append("gold.daily_kpis"),
+        {
+            "daily_kpis_volatility_is_not_negative",
+            "daily_kpis_taker_buy_share_is_a_share",
+            "daily_kpis_no_duplicates",
+        },
+    ),
+    "movers_out_of_range_and_twice": Spoiled(
+        "update gold.top_movers set period = '2h' where period = '1h';"
+        "update gold.top_movers set rank = rank - 1;" + append("gold.top_movers"),
+        {
+            "top_movers_period_is_known",
+            "top_movers_rank_counts_from_one",
+            "top_movers_no_duplicates",
+        },
+    ),
+    "nothing_received_for_ten_minutes": Spoiled(
+        # A superuser alone can pass by the trigger that keeps bronze as it was received.
+        "set session_replication_role = replica; update bronze.coinbase_trades_raw "
+        "set received_at = received_at - interval '10 minutes 1 second'",
+        {"bronze_freshness", "bronze_volume_5m"},
+    ),
+    "nothing_received_for_five_minutes": Spoiled(
+        "set session_replication_role = replica; update bronze.coinbase_trades_raw "
+        "set received_at = received_at - interval '5 minutes 1 second'",
+        {"bronze_volume_5m"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_bad_data_fails_the_checks_that_are_there_for_it_and_no_others(
+    good_lakehouse: Lakehouse, dbt: Dbt, name: str
+) -> None:
+    spoiled = SPOILED[name]
+    good_lakehouse.database.execute(spoiled.sql)
+    said = good_lakehouse.dbt("test", "--selector", "full").statuses
+    verdict = {"warn": "warn", "error": "fail"}
+    expected = {check: verdict[severities(dbt)[check]] for check in spoiled.failing}
+    checks = checks_of(dbt)
+    assert {
+        check: status for check, status in said.items() if check in checks and status != "pass"
+    } == expected
+
+
+def test_each_check_there_is_has_been_seen_to_fail(dbt: Dbt) -> None:
+    seen = FRESHNESS.union(*(spoiled.failing for spoiled in SPOILED.values()))
+    assert seen == checks_of(dbt)
+
+
+def test_old_data_warns_and_stops_nothing(lakehouse: Lakehouse, dbt: Dbt) -> None:
+    hours_ago = datetime.now(UTC) - timedelta(hours=3)
+    lakehouse.receive(*(match(trade_id) for trade_id in range(1, 9)), received_at=hours_ago)
+    build = lakehouse.dbt("build")
+    assert (build.warned, build.failed) == (FRESHNESS, set())
+    assert lakehouse.one("select trades from gold.daily_kpis") == {"trades": 8}
+    assert lakehouse.one("select status from ops.pipeline_runs") == {"status": "success"}
+    assert lakehouse.rows("select model from ops.model_watermarks where checked < high") == []
+
+
+def test_only_what_may_be_no_fault_of_the_data_is_a_warning(dbt: Dbt) -> None:
+    warnings = {name for name, severity in severities(dbt).items() if severity == "warn"}
+    assert warnings == FRESHNESS | {"quarantine_share"}
+
+
+SPOIL_PRICES = """
+    create function public.spoil() returns trigger language plpgsql as $$
+    begin
+        new.price := -new.price;
+        return new;
+    end
+    $$;
+    create trigger spoil before insert on silver.coinbase_trades
+    for each row execute function public.spoil();
+"""
+WATERMARKS = "select model, high, checked from ops.model_watermarks"
+
+
+def watermarks(lakehouse: Lakehouse) -> dict[str, tuple[int, int]]:
+    return {row["model"]: (row["high"], row["checked"]) for row in lakehouse.rows(WATERMARKS)}
+
+
+def test_a_failing_check_holds_back_gold_until_the_fault_is_repaired(
+    lakehouse: Lakehouse,
+) -> None:
+    lakehouse.receive(*(match(trade_id) for trade_id in range(1, 6)))
+    lakehouse.build()
+    before = watermarks(lakehouse)
+    assert set(before.values()) == {(5, 5)}
+    candles = lakehouse.fingerprints()
+
+    lakehouse.database.execute(SPOIL_PRICES)
+    lakehouse.receive(match(6, at=1000), match(7, at=2))
+    spoiled = lakehouse.dbt("build")
+    failing = {"silver_no_negative_price", "silver_accounts_for_every_row"}
+    downstream = {"daily_kpis", "top_movers", *CANDLES}
+    assert spoiled.failed >= {"silver_no_negative_price"}
+    assert spoiled.failed <= failing
+    assert {spoiled.statuses[model] for model in downstream} == {"skipped"}
+
+    # The fault no longer happens, but its rows are still there: they are checked again.
+    lakehouse.database.execute("drop trigger spoil on silver.coinbase_trades")
+    again = lakehouse.dbt("build")
+    assert again.failed >= {"silver_no_negative_price"}
+    assert {again.statuses[model] for model in downstream} == {"skipped"}
+    now = watermarks(lakehouse)
+    assert now["silver.coinbase_trades"] == (7, 5)
+    for model in downstream:
+        assert now[f"gold.{model}"] == before[f"gold.{model}"]
+        if model != "top_movers":
+            assert lakehouse.fingerprints()[f"gold.{model}"] == candles[f"gold.{model}"]
+
+    lakehouse.database.execute("update silver.coinbase_trades set price = -price where price < 0")
+    lakehouse.build()
+    assert set(watermarks(lakehouse).values()) == {(7, 7)}
+    incremental = lakehouse.fingerprints()
+    assert lakehouse.one("select trades from gold.daily_kpis") == {"trades": 7}
+    lakehouse.build("--full-refresh")
+    assert lakehouse.fingerprints() == incremental
+
+
+def test_a_check_that_passed_reads_only_rows_that_are_new(lakehouse: Lakehouse) -> None:
+    lakehouse.receive(match(1), match(2))
+    lakehouse.build()
+    lakehouse.database.execute("update silver.coinbase_trades set price = -1 where trade_id = 1")
+    lakehouse.receive(match(3, at=100))
+    lakehouse.build()
+    lakehouse.database.execute(UNCHECK)
+    assert lakehouse.dbt("test").failed == {
+        "silver_no_negative_price",
+        "silver_accounts_for_every_row",
+    }
