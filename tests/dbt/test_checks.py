@@ -221,8 +221,7 @@ SPOILED = {
         | {"ohlc_1m_high_is_not_below_low", "daily_kpis_high_is_not_below_low"},
     ),
     "candles_of_no_market": Spoiled(
-        UNCHECK
-        + "update gold.ohlc_1m set open = high + 1;"
+        UNCHECK + "update gold.ohlc_1m set open = high + 1;"
         "update gold.ohlc_5m set close = low - 1;"
         "update gold.ohlc_15m set vwap = high + 1;"
         "update gold.ohlc_1h set low = 0;"
@@ -269,7 +268,7 @@ SPOILED = {
         "set received_at = received_at - interval '5 minutes 1 second'",
         {"bronze_volume_5m"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SPOILED)
