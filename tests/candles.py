@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any, NamedTuple
 
 SECONDS = {
@@ -54,10 +54,11 @@ def candles(frames: Iterable[dict[str, Any]], table: str) -> list[Candle]:
         time = datetime.fromisoformat(frame["time"])
         bucket = datetime.fromtimestamp(time.timestamp() // seconds * seconds, UTC)
         trades[frame["product_id"], bucket].append((time, int(frame["trade_id"]), frame))
-    return [
-        _candle(product_id, bucket, [frame for *_, frame in sorted(rows, key=lambda row: row[:2])])
-        for (product_id, bucket), rows in sorted(trades.items())
-    ]
+    with localcontext(prec=100):
+        return [
+            _candle(*key, [frame for *_, frame in sorted(rows, key=lambda row: row[:2])])
+            for key, rows in sorted(trades.items())
+        ]
 
 
 def _candle(product_id: str, bucket: datetime, frames: list[dict[str, Any]]) -> Candle:
