@@ -131,3 +131,14 @@ def test_any_order_any_batches_and_any_duplicates_give_the_same_gold(
     for table in SECONDS:
         assert [Candle(**row) for row in lakehouse.rows(query(table))] == candles(frames, table)
     assert lakehouse.rows("select * from silver.coinbase_trades_quarantine") == []
+
+
+def test_a_candle_reads_the_window_and_not_the_whole_table(lakehouse: Lakehouse, dbt: Dbt) -> None:
+    lakehouse.receive(match(1))
+    lakehouse.build()
+    compiled = dbt.target / "compiled" / "medallion" / "models" / "gold"
+    for table in SECONDS:
+        model = (compiled / f"{table}.sql").read_text()
+        plan = "\n".join(row[0] for row in lakehouse.database.fetch(f"explain {model}"))
+        # A CTE that the plan scans was written out first, all of it.
+        assert "CTE Scan" not in plan, table
