@@ -15,9 +15,12 @@ pytestmark = pytest.mark.postgres18_only
 
 GOOD = "medallion_good"
 CANDLES = ["ohlc_1m", "ohlc_5m", "ohlc_15m", "ohlc_1h", "ohlc_6h", "ohlc_1d"]
-ROLL_UPS = [f"{candles}_rolls_up" for candles in CANDLES[1:]]
-FRESHNESS = {"bronze_freshness", "bronze_volume_5m", "silver_freshness", "ohlc_1m_is_recent"}
+ROLL_UPS = {f"{candles}_rolls_up" for candles in CANDLES[1:]}
+INVARIANTS = {f"{candles}_invariants" for candles in CANDLES}
 IN_HISTORY = "_in_all_history"
+ROLL_UPS_IN_HISTORY = {name + IN_HISTORY for name in ROLL_UPS}
+AGREES = {"ohlc_1m_agrees_with_trades", "ohlc_1m_agrees_with_trades" + IN_HISTORY}
+FRESHNESS = {"bronze_freshness", "bronze_volume_5m", "silver_freshness", "ohlc_1m_is_recent"}
 # As if no check had passed yet: those of new rows read every row.
 UNCHECK = "update ops.model_watermarks set checked = 0;"
 
@@ -34,9 +37,10 @@ def severities(dbt: Dbt) -> dict[str, str]:
 
 def fresh_frames() -> list[dict[str, object]]:
     """Return trades of the last minutes, of two products, and one of a week before."""
-    now = (datetime.now(UTC) - NOON).total_seconds()
+    # Whole minutes ago, so that each trade has the same place in its minute whenever this runs.
+    start = (datetime.now(UTC) - NOON).total_seconds() // 60 * 60 - 600
     return [
-        match(trade_id, product_id=product_id, price=str(100 + trade_id), at=now - 600 + trade_id)
+        match(trade_id, product_id=product_id, price=str(100 + trade_id), at=start + trade_id)
         for product_id in ("BTC-USD", "ETH-USD")
         for trade_id in range(2, 200)
     ] + [match(1, at=-7 * 86400)]
@@ -96,7 +100,7 @@ def without_constraints(table: str) -> str:
 
 
 def one_trade(change: str) -> str:
-    """Change one of the recent trades in silver."""
+    """Change a recent trade in silver that is neither the first nor the last of its minute."""
     return (
         without_constraints("silver.coinbase_trades")
         + f"update silver.coinbase_trades set {change} "
@@ -128,16 +132,11 @@ SPOILED = {
     ),
     "price_of_zero": Spoiled(
         UNCHECK + one_trade("price = 0"),
-        {"silver_no_negative_price", "silver_accounts_for_every_row"},
+        {"silver_no_negative_price", "silver_accounts_for_every_row"} | AGREES,
     ),
     "negative_size": Spoiled(
         UNCHECK + one_trade("size = -size"),
-        {
-            "silver_no_negative_size",
-            "silver_accounts_for_every_row",
-            "ohlc_1m_agrees_with_trades",
-            "ohlc_1m_agrees_with_trades_in_all_history",
-        },
+        {"silver_no_negative_size", "silver_accounts_for_every_row"} | AGREES,
     ),
     "unknown_side": Spoiled(
         UNCHECK + one_trade("side = 'hold'"),
@@ -145,28 +144,19 @@ SPOILED = {
     ),
     "trade_before_its_minute": Spoiled(
         UNCHECK + one_trade("trade_time = trade_minute - interval '1 microsecond'"),
-        {"silver_trade_time_is_in_its_minute", "silver_accounts_for_every_row"},
+        {"silver_trade_time_is_in_its_minute", "silver_accounts_for_every_row"} | AGREES,
     ),
     "trade_twice_in_the_window": Spoiled(
         UNCHECK + append("silver.coinbase_trades", where="trade_id = 77"),
-        {
-            "silver_no_duplicates",
-            "silver_no_duplicates_in_all_history",
-            "ohlc_1m_agrees_with_trades",
-            "ohlc_1m_agrees_with_trades_in_all_history",
-        },
+        {"silver_no_duplicates", "silver_no_duplicates" + IN_HISTORY} | AGREES,
     ),
     "trade_twice_in_history": Spoiled(
         append("silver.coinbase_trades", where="trade_id = 77"),
-        {"silver_no_duplicates_in_all_history", "ohlc_1m_agrees_with_trades_in_all_history"},
+        {"silver_no_duplicates" + IN_HISTORY, "ohlc_1m_agrees_with_trades" + IN_HISTORY},
     ),
     "trade_lost": Spoiled(
         UNCHECK + "delete from silver.coinbase_trades where trade_id = 77",
-        {
-            "silver_accounts_for_every_row",
-            "ohlc_1m_agrees_with_trades",
-            "ohlc_1m_agrees_with_trades_in_all_history",
-        },
+        {"silver_accounts_for_every_row"} | AGREES,
     ),
     "trade_both_in_silver_and_in_quarantine": Spoiled(
         UNCHECK + "insert into silver.coinbase_trades_quarantine "
@@ -176,11 +166,7 @@ SPOILED = {
     ),
     "trade_that_bronze_does_not_have": Spoiled(
         UNCHECK + append("silver.coinbase_trades", "trade_id = 1e6", "trade_id = 77"),
-        {
-            "silver_came_from_bronze",
-            "ohlc_1m_agrees_with_trades",
-            "ohlc_1m_agrees_with_trades_in_all_history",
-        },
+        {"silver_came_from_bronze"} | AGREES,
     ),
     "quarantine_without_a_reason": Spoiled(
         UNCHECK + "insert into silver.coinbase_trades_quarantine "
@@ -195,30 +181,47 @@ SPOILED = {
     ),
     "candle_twice": Spoiled(
         UNCHECK + append("gold.ohlc_1m", "open = high, close = high", "product_id = 'BTC-USD'"),
-        {"ohlc_1m_no_duplicates", "ohlc_5m_rolls_up", "ohlc_5m_rolls_up_in_all_history"},
+        {"ohlc_1m_no_duplicates", "ohlc_5m_rolls_up", "ohlc_5m_rolls_up" + IN_HISTORY} | AGREES,
     ),
     "candle_lost": Spoiled(
         UNCHECK + "delete from gold.ohlc_1m where bucket_1m = (select min(bucket_1m) "
         "from gold.ohlc_1m where bucket_1m > now() - interval '1 day')",
-        {
-            "ohlc_1m_agrees_with_trades",
-            "ohlc_1m_agrees_with_trades_in_all_history",
-            "ohlc_5m_rolls_up",
-            "ohlc_5m_rolls_up_in_all_history",
-        },
+        {"ohlc_5m_rolls_up", "ohlc_5m_rolls_up" + IN_HISTORY} | AGREES,
     ),
     "old_candle_lost": Spoiled(
         "delete from gold.ohlc_1m where bucket_1m < now() - interval '1 day'",
-        {"ohlc_1m_agrees_with_trades_in_all_history", "ohlc_5m_rolls_up_in_all_history"},
+        {"ohlc_1m_agrees_with_trades" + IN_HISTORY, "ohlc_5m_rolls_up" + IN_HISTORY},
+    ),
+    "longer_candles_lost": Spoiled(
+        UNCHECK + "delete from gold.ohlc_6h; delete from gold.ohlc_1d where product_id = 'BTC-USD'",
+        {
+            "ohlc_6h_rolls_up",
+            "ohlc_6h_rolls_up" + IN_HISTORY,
+            "ohlc_1d_rolls_up",
+            "ohlc_1d_rolls_up" + IN_HISTORY,
+            "daily_kpis_agree_with_candles",
+        },
+    ),
+    "day_lost": Spoiled(
+        UNCHECK + "delete from gold.daily_kpis where product_id = 'ETH-USD'",
+        {"daily_kpis_agree_with_candles"},
+    ),
+    "day_that_no_candle_has": Spoiled(
+        UNCHECK + "update gold.daily_kpis set day = day + 1000",
+        {"daily_kpis_agree_with_candles"},
     ),
     "high_below_low": Spoiled(
         UNCHECK
         + "".join(
-            f"update gold.{table} set high = low, low = high + 1;"
-            for table in [*CANDLES, "daily_kpis"]
+            f"update gold.{table} set high = low, low = high + {number};"
+            for number, table in enumerate([*CANDLES, "daily_kpis"], start=1)
         ),
-        {f"{candles}_invariants" for candles in CANDLES}
-        | {"ohlc_1m_high_is_not_below_low", "daily_kpis_high_is_not_below_low"},
+        {"ohlc_1m_high_is_not_below_low", "daily_kpis_high_is_not_below_low"}
+        | {"daily_kpis_agree_with_candles"}
+        | INVARIANTS
+        | AGREES
+        | ROLL_UPS
+        | ROLL_UPS_IN_HISTORY,
     ),
     "candles_of_no_market": Spoiled(
         UNCHECK + "update gold.ohlc_1m set open = high + 1;"
@@ -227,17 +230,18 @@ SPOILED = {
         "update gold.ohlc_1h set low = 0;"
         "update gold.ohlc_6h set close = 0;"
         "update gold.ohlc_1d set close = high + 1;",
-        {f"{candles}_invariants" for candles in CANDLES},
+        {"daily_kpis_agree_with_candles"} | INVARIANTS | AGREES | ROLL_UPS | ROLL_UPS_IN_HISTORY,
     ),
     "more_bought_than_traded": Spoiled(
         UNCHECK
         + "".join(f"update gold.{table} set taker_buy_volume = volume * 2;" for table in CANDLES),
-        {f"{candles}_invariants" for candles in CANDLES},
+        INVARIANTS,
     ),
     "candles_that_are_no_sum": Spoiled(
-        UNCHECK + NO_SUM, {name + suffix for name in ROLL_UPS for suffix in ("", IN_HISTORY)}
+        UNCHECK + NO_SUM,
+        {"daily_kpis_agree_with_candles"} | ROLL_UPS | ROLL_UPS_IN_HISTORY,
     ),
-    "old_candles_that_are_no_sum": Spoiled(NO_SUM, {name + IN_HISTORY for name in ROLL_UPS}),
+    "old_candles_that_are_no_sum": Spoiled(NO_SUM, ROLL_UPS_IN_HISTORY),
     "days_out_of_range_and_twice": Spoiled(
         UNCHECK
         + "update gold.daily_kpis set realised_volatility = -0.1, taker_buy_share = 1.01;"
@@ -372,4 +376,5 @@ def test_a_check_that_passed_reads_only_rows_that_are_new(lakehouse: Lakehouse) 
     assert lakehouse.dbt("test").failed == {
         "silver_no_negative_price",
         "silver_accounts_for_every_row",
+        "ohlc_1m_agrees_with_trades",
     }

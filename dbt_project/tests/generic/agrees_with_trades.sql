@@ -25,12 +25,17 @@ minutes as (
     {%- endif %}
 ),
 
-sums as (
+expected as (
     select
         minutes.product_id,
         minutes.bucket_1m,
+        {{ first_by('due_trades.price', 'due_trades.trade_time', 'due_trades.trade_id') }} as open,
+        max(due_trades.price) as high,
+        min(due_trades.price) as low,
+        {{ last_by('due_trades.price', 'due_trades.trade_time', 'due_trades.trade_id') }} as close,
         sum(due_trades.size) as volume,
-        count(due_trades.trade_id) as trade_count
+        count(due_trades.trade_id) as trade_count,
+        max(due_trades.bronze_id) as bronze_id
     from minutes
     left join due_trades
         on
@@ -42,8 +47,16 @@ sums as (
 select
     product_id,
     bucket_1m
-from sums
+from expected
 left join {{ candles }} as candles using (product_id, bucket_1m)
 where
-    (candles.volume, candles.trade_count) is distinct from (sums.volume, sums.trade_count)
+    (
+        candles.open, candles.high, candles.low, candles.close, candles.volume,
+        candles.trade_count, candles.bronze_id
+    )
+    is distinct from
+    (
+        expected.open, expected.high, expected.low, expected.close, expected.volume,
+        expected.trade_count, expected.bronze_id
+    )
 {% endtest %}
