@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
 
 import medallion.dbt
 from medallion.cli import main
@@ -39,7 +40,9 @@ class Done:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
     """Run the command line where nothing is set, and no database is."""
     monkeypatch.setenv("MEDALLION_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "100")
@@ -55,7 +58,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         code = end.value.code
         return Done(code if isinstance(code, int) else 0, *capfd.readouterr())
 
-    return medallion
+    yield medallion
+    # It logs to the standard error of this test.
+    structlog.reset_defaults()
 
 
 @pytest.fixture
