@@ -106,16 +106,19 @@ _COUNT = "select count(*) from {}"
 def show_status(console: Console, tables: list[TableStatus]) -> None:
     """Print the status as a table."""
     table = Table(
-        box=box.SIMPLE_HEAD, caption="times in UTC; lag in frames of bronze that it has not read"
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="times in UTC; lag in frames of bronze that it has not read",
     )
-    for heading, justify in (("table", "left"), ("rows", "right"), ("newest", "left")):
-        table.add_column(heading, justify="right" if justify == "right" else "left")
-    table.add_column("age", justify="right")
+    table.add_column("table", no_wrap=True)
+    table.add_column("rows", justify="right")
+    table.add_column("newest", no_wrap=True)
+    table.add_column("age", justify="right", no_wrap=True)
     table.add_column("lag", justify="right")
     now = datetime.now(UTC)
     for row in tables:
         if row.rows is None:
-            table.add_row(row.name, "not built: run `dbt build`", style="dim")
+            table.add_row(row.name, "-", "not built: run `dbt build`", style="dim")
             continue
         newest = row.newest.strftime("%Y-%m-%d %H:%M") if row.newest else "-"
         age = _age((now - row.newest).total_seconds()) if row.newest else "-"

@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warehouse.settings import LOGIN_ROLES, Role, WarehouseError, WarehouseSettings
+from warehouse.settings import (
+    LOGIN_ROLES,
+    Role,
+    WarehouseError,
+    WarehouseSettings,
+    read_credentials,
+)
 
 with warnings.catch_warnings():
     # Merely importing it looks for a runtime folder, and warns where a session has none.
@@ -176,18 +182,19 @@ class EmbeddedServer:
 
     def _read(self) -> dict[str, Any]:
         try:
-            credentials: dict[str, Any] = json.loads(self.credentials_file.read_text())
+            return read_credentials(self.credentials_file)
         except FileNotFoundError:
             raise WarehouseError(
                 f"{self.credentials_file} is gone, and with it the passwords of the cluster in "
                 f"{self.data}. Put it back, or remove {self.data} to begin anew."
             ) from None
-        return credentials
 
     def _write(self, credentials: dict[str, Any]) -> None:
-        self.credentials_file.touch(mode=0o600)
-        self.credentials_file.chmod(0o600)
-        self.credentials_file.write_text(json.dumps(credentials, indent=2) + "\n")
+        # Put in place whole: without its passwords, a cluster is lost.
+        written = self.credentials_file.with_suffix(".new")
+        written.touch(mode=0o600)
+        written.write_text(json.dumps(credentials, indent=2) + "\n")
+        written.replace(self.credentials_file)
 
 
 def _free_port() -> int:

@@ -211,11 +211,29 @@ class WarehouseSettings(BaseSettings):
 
     def _credentials(self) -> dict[str, Any]:
         try:
-            credentials: dict[str, Any] = json.loads(self.credentials_file.read_text())
+            return read_credentials(self.credentials_file)
         except FileNotFoundError:
             raise WarehouseError(
                 "There is no database yet. Run `medallion demo` to see everything run, or "
                 "`medallion postgres start` and `medallion migrate`; or set PGHOST to use a "
                 "PostgreSQL of your own."
             ) from None
-        return credentials
+
+
+def read_credentials(file: Path) -> dict[str, Any]:
+    """Read the port and passwords of the embedded server.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WarehouseError: it is no longer what was written.
+
+    """
+    try:
+        credentials: dict[str, Any] = json.loads(file.read_text())
+        credentials["port"], credentials["passwords"]
+    except (ValueError, TypeError, KeyError):
+        raise WarehouseError(
+            f"{file}, which holds the passwords of the embedded server, is damaged. Put it back, "
+            f"or stop the server, remove {file.parent} and begin anew."
+        ) from None
+    return credentials

@@ -130,7 +130,7 @@ def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) 
     assert done.code == 0
     bronze = next(line for line in done.out.splitlines() if "coinbase_trades_raw" in line)
     assert re.fullmatch(r"bronze\.coinbase_trades_raw\s+3\s+20.*\s0", bronze.strip())
-    assert re.search(r"silver\.coinbase_trades +not built: run `dbt build`", done.out)
+    assert re.search(r"silver\.coinbase_trades +- +not built: run `dbt build`", done.out)
     tables = {table["name"]: table for table in json.loads(run_here("status", "--json").out)}
     assert tables["bronze.coinbase_trades_raw"]["rows"] == 3
     assert tables["gold.ohlc_1m"]["rows"] is None

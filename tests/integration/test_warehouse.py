@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -79,6 +80,14 @@ async def test_a_wrong_password_is_told_without_printing_it(database: Database) 
 
 def test_the_credentials_are_for_their_owner_alone(server: Server) -> None:
     assert server.settings.credentials_file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_damaged_credentials_are_told(tmp_path: Path, content: str) -> None:
+    settings = WarehouseSettings(medallion_home=tmp_path)
+    settings.credentials_file.write_text(content)
+    with pytest.raises(WarehouseError, match="is damaged"):
+        settings.connection(Role.READER)
 
 
 async def test_the_server_listens_on_loopback_only_and_wants_passwords(
