@@ -34,8 +34,9 @@ ROLE_NAMES = {"medallion_owner": Role.ADMIN, "postgres": Role.ADMIN} | {
 def _no_settings_from_outside() -> Iterator[None]:
     """Keep the developer's own environment and `.env` out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
+        ours = {*WarehouseSettings.model_fields, *IngestionSettings.model_fields}
         for name in list(os.environ):
-            if name.startswith(("PG", "COINBASE_", "MEDALLION_")):
+            if name.startswith("PG") or name.lower() in ours:
                 patch.delenv(name)
         patch.setitem(WarehouseSettings.model_config, "env_file", None)
         patch.setitem(IngestionSettings.model_config, "env_file", None)
@@ -59,6 +60,15 @@ class Database:
     @property
     def port(self) -> int:
         return self.info("admin").port
+
+    def environment(self) -> dict[str, str]:
+        """Return what leads a process here, whatever a developer's `.env` says."""
+        return {
+            "MEDALLION_HOME": str(self.settings.medallion_home),
+            "PGHOST": self.host,
+            "PGPORT": str(self.port),
+            "PGDATABASE": self.name,
+        }
 
     def password(self, role: str) -> str:
         return self.info(role).password

@@ -68,11 +68,7 @@ def run_here(run: Run, database: Database) -> Run:
     """Run the command line on the test's database."""
 
     def medallion(*arguments: str, **environment: str) -> Done:
-        here = {
-            "MEDALLION_HOME": str(database.settings.medallion_home),
-            "PGDATABASE": database.name,
-        }
-        return run(*arguments, **(here | environment))
+        return run(*arguments, **(database.environment() | environment))
 
     return medallion
 

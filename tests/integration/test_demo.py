@@ -28,12 +28,7 @@ def _packages() -> None:
 def demo(database: Database, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "medallion", "demo", *arguments],
-        env={
-            **os.environ,
-            "MEDALLION_HOME": str(database.settings.medallion_home),
-            "PGDATABASE": database.name,
-            "COLUMNS": "120",
-        },
+        env={**os.environ, **database.environment(), "COLUMNS": "120"},
         cwd=ROOT,
         capture_output=True,
         text=True,

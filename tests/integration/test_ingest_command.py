@@ -86,11 +86,8 @@ def ingest(medallion: Callable[..., Any], database: Any) -> Callable[..., Any]:
     """Start `medallion ingest` on the test's database."""
 
     def start(url: str, **variables: str) -> Any:
-        home = {
-            "MEDALLION_HOME": str(database.settings.medallion_home),
-            "PGDATABASE": database.name,
-        }
-        return medallion("ingest", **{**home, "COINBASE_WS_URL": url, **variables})
+        here = database.environment()
+        return medallion("ingest", **{**here, "COINBASE_WS_URL": url, **variables})
 
     return start
 
