@@ -4,7 +4,8 @@
 {% macro guarded_numeric(column) -%}
     case
         when
-            length({{ column }}) <= 60
+            -- Two numbers of this length have a quotient that fits a double, as daily_kpis needs.
+            length({{ column }}) <= 40
             and {{ column }} ~ '^[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9][0-9]?)?$'
             then trim_scale({{ column }}::numeric)
     end
@@ -22,7 +23,7 @@
     case
         when
             length({{ column }}) <= 40
-            and {{ column }} ~ '^[0-9-]+T[0-9:.]+(Z|[+-][0-9:]+)$'
+            and {{ column }} ~ '^[0-9][0-9][0-9][0-9]+-[0-9-]+T[0-9:.]+(Z|[+-][0-9:]+)$'
             then case when bronze.is_timestamp({{ column }}) then {{ column }}::timestamptz end
     end
 {%- endmacro %}

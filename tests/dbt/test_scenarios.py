@@ -131,6 +131,17 @@ def test_extreme_prices_and_sizes_are_kept_to_the_last_digit(lakehouse: Lakehous
     }
 
 
+def test_the_widest_range_of_prices_that_can_be_sent_builds(lakehouse: Lakehouse) -> None:
+    lakehouse.receive(
+        match(1, price="0." + "0" * 53 + "1e-99", at=0),
+        match(2, price="9" * 57 + "e99", at=400),
+        match(3, price="0." + "0" * 33 + "1e-99", at=800),
+        match(4, price="9" * 37 + "e99", at=1200),
+    )
+    lakehouse.build()
+    assert lakehouse.one("select trades from gold.daily_kpis") == {"trades": 2}
+
+
 def test_side_is_the_makers_and_taker_side_its_opposite(lakehouse: Lakehouse) -> None:
     lakehouse.receive(match(1, side="sell", size="3"), match(2, side="buy", size="1"))
     lakehouse.build()
