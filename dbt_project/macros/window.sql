@@ -72,11 +72,16 @@
 {% endmacro %}
 
 
+{# Looked up while the SQL is written: a literal tells the planner how few rows are new. Of a subselect
+   it assumes a share of the table, and reads tables from end to end as they grow. #}
 {% macro watermark(relation, column) -%}
-    coalesce((
-        select watermark.{{ column }} from ops.model_watermarks as watermark
-        where watermark.model = '{{ watermark_name(relation) }}'
-    ), 0)
+    {%- if execute -%}
+        {%- set found = run_query(
+            "select " ~ column ~ " from ops.model_watermarks where model = '"
+            ~ watermark_name(relation) ~ "'"
+        ).rows -%}
+    {%- endif -%}
+    {{ found[0][0] if found else 0 }}
 {%- endmacro %}
 
 

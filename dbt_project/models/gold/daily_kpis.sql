@@ -16,24 +16,26 @@ touched_days as (
     where {{ in_window('bronze_id') }}
 ),
 
-touched_buckets as (
-    select
-        product_id,
-        bucket_1d,
-        bucket_1d + part * interval '5 minutes' as bucket_5m
-    from touched_days
-    cross join {{ each_part('1 day', '5 minutes') }} as part
-),
-
+-- By range: a day has up to 288 candles side by side in the index, each dear to look up alone.
 returns as (
     select
-        product_id,
-        bucket_1d,
-        bucket_5m,
-        ln((close / lag(close, 1, open) over day_so_far)::double precision) as log_return
-    from candles_5m
-    inner join touched_buckets using (product_id, bucket_5m)
-    window day_so_far as (partition by product_id, bucket_1d order by bucket_5m)
+        touched_days.product_id,
+        touched_days.bucket_1d,
+        candles_5m.bucket_5m,
+        ln(
+            (candles_5m.close / lag(candles_5m.close, 1, candles_5m.open) over day_so_far)
+            ::double precision
+        ) as log_return
+    from touched_days
+    inner join candles_5m
+        on
+            touched_days.product_id = candles_5m.product_id
+            and touched_days.bucket_1d <= candles_5m.bucket_5m
+            and touched_days.bucket_1d + interval '1 day' > candles_5m.bucket_5m
+    window day_so_far as (
+        partition by touched_days.product_id, touched_days.bucket_1d
+        order by candles_5m.bucket_5m
+    )
 ),
 
 -- Summed in a fixed order: doubles added in another order differ in their last digits.

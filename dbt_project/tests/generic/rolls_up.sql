@@ -1,4 +1,4 @@
-{% test rolls_up(model, candles, bucket, interval, parts, part_bucket, part_interval) %}
+{% test rolls_up(model, candles, bucket, interval, parts, part_bucket) %}
 with candles as (
     select * from {{ model }}
 ),
@@ -23,38 +23,34 @@ buckets as (
     {%- endif %}
 ),
 
-bucket_parts as (
-    select
-        product_id,
-        {{ bucket }},
-        {{ bucket }} + part * interval '{{ part_interval }}' as {{ part_bucket }}
-    from buckets
-    cross join {{ each_part(interval, part_interval) }} as part
-),
-
+-- Bucket by bucket, for its parts lie side by side in the index. Joined by equality, they are looked
+-- up one by one, or found by reading the whole table.
 expected as (
-    select
-        product_id,
-        {{ bucket }},
-        {{ first_by('open', part_bucket) }} as open,
-        max(high) as high,
-        min(low) as low,
-        {{ last_by('close', part_bucket) }} as close,
-        sum(volume) as volume,
-        sum(quote_volume) as quote_volume,
-        sum(trade_count) as trade_count,
-        sum(taker_buy_volume) as taker_buy_volume,
-        max(bronze_id) as bronze_id
-    from bucket_parts
-    inner join parts using (product_id, {{ part_bucket }})
-    group by product_id, {{ bucket }}
+    select *
+    from buckets
+    cross join lateral (  -- noqa: ST05
+        select
+            {{ first_by('open', part_bucket) }} as open,
+            max(high) as high,
+            min(low) as low,
+            {{ last_by('close', part_bucket) }} as close,
+            sum(volume) as volume,
+            sum(quote_volume) as quote_volume,
+            sum(trade_count) as trade_count,
+            sum(taker_buy_volume) as taker_buy_volume,
+            max(bronze_id) as bronze_id
+        from parts
+        where
+            parts.product_id = buckets.product_id
+            and parts.{{ part_bucket }} >= buckets.{{ bucket }}
+            and parts.{{ part_bucket }} < buckets.{{ bucket }} + interval '{{ interval }}'
+    ) as merged_parts
 )
 
 select
     product_id,
     {{ bucket }}
-from buckets
-left join expected using (product_id, {{ bucket }})
+from expected
 left join {{ candles }} as candles using (product_id, {{ bucket }})
 where
     -- A bucket whose parts were made anew since is not wrong: its model has not read them yet.
