@@ -130,6 +130,7 @@ class Server:
             f"create database crypto_dw template {template}",
             # What a migration says of its database is not copied with it.
             "alter database crypto_dw set timezone to 'UTC'",
+            "alter database crypto_dw set jit to off",
             "revoke all on database crypto_dw from public",
             "grant connect on database crypto_dw "
             "to medallion_owner, medallion_ingest, medallion_transform, medallion_reader",

@@ -30,6 +30,8 @@ begin
     execute format('grant temporary on database %I to medallion_transform', current_database());
     -- UTC for every session, whatever the server's or the client's habit.
     execute format('alter database %I set timezone to ''UTC''', current_database());
+    -- Each build reads a little of much: compiling such a query takes longer than running it.
+    execute format('alter database %I set jit to off', current_database());
 end
 $$;
 revoke all on schema public from public;
