@@ -12,27 +12,38 @@
     {% set own = watermark_name(this) %}
     {% set inputs = window_inputs(model.depends_on.nodes) | unique | list %}
     select pg_advisory_xact_lock(hashtextextended('medallion model {{ own }}', 0));
-    with watermarks as (
+    with inputs as (
+        select * from ops.model_watermarks
+        where model in ('{{ inputs | join("', '") }}')
+    ),
+
+    watermarks as (
         select
             {% if is_incremental() -%}
-                coalesce(max(high) filter (where model = '{{ own }}'), 0) as low,
+                coalesce((
+                    select high from ops.model_watermarks
+                    where
+                        model = '{{ own }}'
+                        and updated_at > all (select rebuilt_at from inputs)
+                ), 0) as low,
             {%- else -%}
                 0 as low,
             {%- endif %}
-            case
-                when
-                    count(*) filter (where model in ('{{ inputs | join("', '") }}'))
-                    = {{ inputs | length }}
-                    then min(high) filter (where model in ('{{ inputs | join("', '") }}'))
-                else 0
-            end as high
-        from ops.model_watermarks
+            case when count(*) = {{ inputs | length }} then min(high) else 0 end as high
+        from inputs
     )
 
     select
         set_config('medallion.window_low', low::text, true),
         set_config('medallion.window_high', greatest(low, high)::text, true)
-    from watermarks
+    from watermarks;
+    {# What an input no longer holds must go. A table that can't be made anew keeps its history. #}
+    {% if is_incremental() and config.get('full_refresh') is not false -%}
+        delete from {{ this }}
+        where
+            current_setting('medallion.window_low') = '0'
+            and exists (select from ops.model_watermarks where model = '{{ own }}')
+    {%- endif %}
 {% endmacro %}
 
 
@@ -49,6 +60,9 @@
             low = excluded.low,
             high = excluded.high,
             checked = least(watermark.checked, excluded.checked),
+            rebuilt_at = case
+                when excluded.low = 0 then excluded.rebuilt_at else watermark.rebuilt_at
+            end,
             updated_at = excluded.updated_at
 {% endmacro %}
 

@@ -323,6 +323,36 @@ def test_building_one_model_alone_loses_nothing(lakehouse: Lakehouse) -> None:
     assert_equals_a_rebuild(lakehouse)
 
 
+def test_gold_follows_silver_that_was_rebuilt_alone(lakehouse: Lakehouse) -> None:
+    lakehouse.receive(match(1), match(2, at=400), match(3, at=4000), match(2, at=400, price="7"))
+    lakehouse.build()
+    # As if the rules had been others when silver was built.
+    lakehouse.database.execute(
+        "delete from silver.coinbase_trades where trade_id = 2;"
+        "insert into silver.coinbase_trades_quarantine select bronze_id, 1, received_at, source, "
+        "product_id, trade_id::text, '{invalid_price}', '{}' from silver.coinbase_trades"
+    )
+    lakehouse.dbt("run", "--full-refresh", "-s", "ohlc_1m+")
+    lakehouse.dbt("run", "--full-refresh", "-s", "coinbase_trades")
+    lakehouse.dbt("run", "-s", "ohlc_5m+")
+    lakehouse.build("--selector", "full")
+    assert lakehouse.one("select trades from gold.daily_kpis") == {"trades": 3}
+    assert_equals_a_rebuild(lakehouse)
+
+
+def test_gold_forgets_what_silver_no_longer_has(lakehouse: Lakehouse) -> None:
+    lakehouse.receive(match(1))
+    lakehouse.build()
+    lakehouse.database.execute(
+        "insert into gold.ohlc_1m select product_id, bucket_1m - interval '1 hour', open, high, "
+        "low, close, volume, quote_volume, vwap, trade_count, taker_buy_volume, bronze_id "
+        "from gold.ohlc_1m"
+    )
+    lakehouse.dbt("run", "--full-refresh", "-s", "coinbase_trades")
+    lakehouse.build("--selector", "full")
+    assert lakehouse.one("select count(*) as n from gold.ohlc_1m") == {"n": 1}
+
+
 def test_the_reader_sees_gold_and_the_history_of_runs_and_nothing_else(
     lakehouse: Lakehouse,
 ) -> None:

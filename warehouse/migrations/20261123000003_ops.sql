@@ -6,6 +6,7 @@ create table ops.model_watermarks (
     low bigint not null,
     high bigint not null,
     checked bigint not null,
+    rebuilt_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp()
 );
 comment on table ops.model_watermarks is
@@ -16,6 +17,8 @@ comment on column ops.model_watermarks.high is
 'The window ended with this bronze_id; nothing up to it is left to read.';
 comment on column ops.model_watermarks.checked is
 'Every check of the model has passed up to this bronze_id; the next checks read on from here.';
+comment on column ops.model_watermarks.rebuilt_at is
+'When a run last made the whole table; models that read it then begin anew, too.';
 comment on column ops.model_watermarks.updated_at is 'When the run wrote it.';
 
 create table ops.pipeline_runs (
@@ -33,6 +36,8 @@ create table ops.pipeline_runs (
     error_message text
 );
 create index on ops.pipeline_runs (start_ts);
+-- Each run looks for one that was killed.
+create index on ops.pipeline_runs (status) where status = 'running';
 comment on table ops.pipeline_runs is 'One row per invocation of dbt that builds or tests.';
 comment on column ops.pipeline_runs.run_id is 'The invocation_id of dbt.';
 comment on column ops.pipeline_runs.pipeline_name is 'The dbt command, for example build.';
