@@ -2,6 +2,11 @@
     {% if not execute or flags.WHICH not in ['build', 'run', 'test'] %}
         {% do return('') %}
     {% endif %}
+    {% if flags.EMPTY %}
+        {% do exceptions.raise_compiler_error(
+            "--empty is refused: it would mark trades as read that no model has seen."
+        ) %}
+    {% endif %}
     {# One build at a time: dbt replaces views by renaming, and another build in the middle of that
        would find them missing. The lock belongs to the connection, so it ends with the process. #}
     {% set lock = "hashtextextended('medallion build', 0)" %}

@@ -353,6 +353,16 @@ def test_gold_forgets_what_silver_no_longer_has(lakehouse: Lakehouse) -> None:
     assert lakehouse.one("select count(*) as n from gold.ohlc_1m") == {"n": 1}
 
 
+def test_an_empty_build_is_refused_for_it_would_pass_over_trades(lakehouse: Lakehouse) -> None:
+    lakehouse.receive(match(1))
+    lakehouse.build()
+    lakehouse.receive(match(2))
+    with pytest.raises(Exception, match="--empty"):
+        lakehouse.dbt("build", "--empty")
+    lakehouse.build()
+    assert lakehouse.one("select trades from gold.daily_kpis") == {"trades": 2}
+
+
 def test_the_reader_sees_gold_and_the_history_of_runs_and_nothing_else(
     lakehouse: Lakehouse,
 ) -> None:
