@@ -363,6 +363,27 @@ def test_an_empty_build_is_refused_for_it_would_pass_over_trades(lakehouse: Lake
     assert lakehouse.one("select trades from gold.daily_kpis") == {"trades": 2}
 
 
+def test_a_build_does_not_get_in_the_way_of_a_vacuum(lakehouse: Lakehouse) -> None:
+    lakehouse.receive(match(1))
+    lakehouse.build()
+    lakehouse.receive(match(2))
+    lakehouse.database.execute("alter database crypto_dw set lock_timeout to '2s'")
+    with session(lakehouse.database, "admin") as admin, admin.cursor() as cursor:
+        # What a vacuum holds while it is at work.
+        cursor.execute("lock table silver.coinbase_trades in share update exclusive mode")
+        cursor.execute("lock table gold.ohlc_1m in share update exclusive mode")
+        lakehouse.build()
+
+
+def test_a_description_that_changed_reaches_the_database(lakehouse: Lakehouse) -> None:
+    lakehouse.build()
+    lakehouse.database.execute(
+        "comment on column gold.ohlc_1m.open is 'old'; comment on table gold.ohlc_5m is 'old'"
+    )
+    lakehouse.build()
+    assert lakehouse.rows("select from pg_description where description = 'old'") == []
+
+
 def test_the_reader_sees_gold_and_the_history_of_runs_and_nothing_else(
     lakehouse: Lakehouse,
 ) -> None:
