@@ -7,18 +7,18 @@
             "--empty is refused: it would mark trades as read that no model has seen."
         ) %}
     {% endif %}
-    {# One build at a time: dbt replaces views by renaming, and another build in the middle of that
-       would find them missing. The lock belongs to the connection, so it ends with the process. #}
-    {% set lock = "hashtextextended('medallion build', 0)" %}
-    {% if not run_query("select pg_try_advisory_lock(" ~ lock ~ ")").rows[0][0] %}
-        {% do log("Another dbt build is running on this database; waiting until it ends.", true) %}
-        {% do run_query("select pg_advisory_lock(" ~ lock ~ ")") %}
+    {% set others = run_query("select run_id from ops.pipeline_runs where status = 'running'").rows %}
+    {% if others %}
+        {% do log(
+            "Another dbt run is at work here, or was killed a moment ago: waiting for its end.", true
+        ) %}
     {% endif %}
+    {% call statement('begin_run') %}
     begin;
-    {# Nobody else builds now: a run that still says `running` was killed. #}
-    update ops.pipeline_runs
-    set status = 'failed', end_ts = clock_timestamp(), error_message = 'Did not end; was it killed?'
-    where status = 'running';
+    select ops.begin_run(
+        '{{ invocation_id }}', '{{ flags.WHICH }}', '{{ run_started_at }}',
+        {{ flags.FULL_REFRESH | as_bool }}
+    );
     with bronze as (
         select
             coalesce(max(watermark.high), 0) as low,
@@ -42,15 +42,26 @@
                 updated_at = excluded.updated_at
     )
 
-    insert into ops.pipeline_runs (
-        run_id, pipeline_name, start_ts, status, full_refresh,
-        bronze_low, bronze_high, records_processed
-    )
-    select
-        '{{ invocation_id }}', '{{ flags.WHICH }}', '{{ run_started_at }}', 'running',
-        {{ flags.FULL_REFRESH | as_bool }}, low, high, high - low
-    from bronze;
+    update ops.pipeline_runs
+    set bronze_low = bronze.low, bronze_high = bronze.high
+    from bronze
+    where run_id = '{{ invocation_id }}';
     commit;
+    {% endcall %}
+    {% do _learn_of_tables() %}
+{% endmacro %}
+
+
+{# dbt looks once which tables there are, before on-run-start: another run may have made some since. #}
+{% macro _learn_of_tables() %}
+    {% set tables = run_query(
+        "select schemaname, tablename from pg_tables where schemaname in ('silver', 'gold')"
+    ).rows %}
+    {% for table in tables %}
+        {% do adapter.cache_added(api.Relation.create(
+            database=target.database, schema=table[0], identifier=table[1], type='table'
+        )) %}
+    {% endfor %}
 {% endmacro %}
 
 
@@ -91,12 +102,15 @@
     set
         end_ts = clock_timestamp(),
         status = '{{ 'failed' if errors else 'success' }}',
+        records_processed = (
+            select count(*) from bronze.coinbase_trades_raw
+            where bronze_id > bronze_low and bronze_id <= bronze_high
+        ),
         models = {{ models | rejectattr('status', 'equalto', 'skipped') | list | length }},
         checks = {{ checks | rejectattr('status', 'equalto', 'skipped') | list | length }},
         error_message = nullif({{ _json_literal(errors[:5] | join('; ')) }} #>> '{}', '')
     where run_id = '{{ invocation_id }}';
     commit;
-    select pg_advisory_unlock_all();
 {% endmacro %}
 
 

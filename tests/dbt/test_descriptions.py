@@ -58,7 +58,7 @@ def test_every_argument_of_a_macro_has_a_description(dbt: Dbt) -> None:
             argument.name for argument in macro.arguments if (argument.description or "").strip()
         ]
         for _, macro in ours(dbt)
-        if macro.resource_type == "macro"
+        if macro.resource_type == "macro" and not macro.name.startswith("materialization_")
     }
     assert described == in_sql
 

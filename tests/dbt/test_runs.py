@@ -190,7 +190,7 @@ def test_a_model_that_breaks_is_told_and_the_next_build_catches_up(lakehouse: La
 
 @contextmanager
 def build_in_another_process(
-    lakehouse: Lakehouse, dbt: Dbt, folder: Path
+    lakehouse: Lakehouse, dbt: Dbt, folder: Path, *arguments: str
 ) -> Iterator[subprocess.Popen[str]]:
     target = shutil.copytree(dbt.target, folder / "target")
     process = subprocess.Popen(
@@ -198,6 +198,7 @@ def build_in_another_process(
             *(sys.executable, "-m", "dbt.cli.main", "--no-use-colors", "build"),
             *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
             *("--target-path", str(target), "--log-level-file", "none"),
+            *arguments,
         ],
         env=lakehouse.transform.environment(),
         stdout=subprocess.PIPE,
@@ -212,7 +213,11 @@ def build_in_another_process(
 
 
 def waits_for_its_turn(database: Database) -> bool:
-    return "advisory" in [row["locktype"] for row in blocked(database)]
+    return bool(
+        database.fetch(
+            "select from pg_stat_activity where application_name = 'medallion_dbt_waiting'"
+        )
+    )
 
 
 @pytest.mark.parametrize("first_is_killed", [True, False])
@@ -255,6 +260,24 @@ def test_a_second_build_waits_for_the_first_and_then_does_the_rest(
     assert (first_run["bronze_low"], first_run["bronze_high"]) == (2, 5)
     assert (second_run["bronze_low"], second_run["bronze_high"]) == (5, 6)
     assert lakehouse.one("select sum(trade_count) as n from gold.ohlc_1d") == {"n": 5}
+    assert_equals_a_rebuild(lakehouse)
+
+
+def test_first_builds_and_rebuilds_may_begin_at_once(
+    lakehouse: Lakehouse, dbt: Dbt, tmp_path: Path
+) -> None:
+    lakehouse.receive(match(1), match(2, at=400), match(1))
+    with (
+        build_in_another_process(lakehouse, dbt, tmp_path / "1") as first,
+        build_in_another_process(lakehouse, dbt, tmp_path / "2", "--full-refresh") as second,
+    ):
+        until(lambda: waits_for_its_turn(lakehouse.database) or first.poll() is not None)
+        lakehouse.build()
+        for process in (first, second):
+            said = process.communicate()[0]
+            assert process.returncode == 0, said
+    assert [run["status"] for run in lakehouse.rows(RUNS)] == ["success"] * 3
+    assert lakehouse.one("select sum(trade_count) as n from gold.ohlc_1d") == {"n": 2}
     assert_equals_a_rebuild(lakehouse)
 
 

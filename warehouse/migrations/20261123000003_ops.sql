@@ -36,8 +36,9 @@ create table ops.pipeline_runs (
     error_message text
 );
 create index on ops.pipeline_runs (start_ts);
--- Each run looks for one that was killed.
-create index on ops.pipeline_runs (status) where status = 'running';
+-- One run at a time: dbt looks once which tables there are, and rebuilds them by renaming.
+create unique index pipeline_runs_one_at_a_time on ops.pipeline_runs ((true))
+where status = 'running';
 comment on table ops.pipeline_runs is 'One row per invocation of dbt that builds or tests.';
 comment on column ops.pipeline_runs.run_id is 'The invocation_id of dbt.';
 comment on column ops.pipeline_runs.pipeline_name is 'The dbt command, for example build.';
@@ -49,10 +50,67 @@ comment on column ops.pipeline_runs.full_refresh is 'Whether --full-refresh was 
 comment on column ops.pipeline_runs.bronze_low is 'Watermark of bronze before this run.';
 comment on column ops.pipeline_runs.bronze_high is 'Watermark of bronze that this run fixed.';
 comment on column ops.pipeline_runs.records_processed is
-'Bronze ids between the two: frames that were new to this run.';
+'Frames between the two: those that were new to this run.';
 comment on column ops.pipeline_runs.models is 'Models that were built.';
 comment on column ops.pipeline_runs.checks is 'Checks that were run.';
 comment on column ops.pipeline_runs.error_message is 'The first errors, where there were any.';
+
+-- Waits until no other run is at work, and opens the row of this one.
+-- dbt holds no connection from its first to its last statement that could hold a lock. So a run counts
+-- as killed when no connection of dbt has been seen for the time of `patience`.
+create function ops.begin_run(
+    run_id text, pipeline_name text, start_ts timestamptz, full_refresh boolean
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    patience constant interval := '10 seconds';
+    awaited text;
+    at_work text;
+    seen_at timestamptz;
+begin
+    -- Another that waits must not take this one for a run at work.
+    perform set_config('application_name', 'medallion_dbt_waiting', true);
+    loop
+        select run.run_id into at_work from ops.pipeline_runs as run where run.status = 'running';
+        if not found then
+            begin
+                insert into ops.pipeline_runs values (
+                    run_id, pipeline_name, start_ts, null, 'running', full_refresh, 0, 0, 0
+                );
+                perform set_config('application_name', 'medallion_dbt', true);
+                return;
+            exception
+                when unique_violation then continue;
+            end;
+        end if;
+        perform pg_stat_clear_snapshot();
+        if
+            at_work is distinct from awaited
+            or exists (
+                select from pg_stat_activity
+                where
+                    datname = current_database()
+                    and application_name = 'medallion_dbt'
+                    and pid <> pg_backend_pid()
+            )
+        then
+            awaited := at_work;
+            seen_at := clock_timestamp();
+        elsif clock_timestamp() > seen_at + patience then
+            update ops.pipeline_runs as run
+            set
+                status = 'failed',
+                end_ts = clock_timestamp(),
+                error_message = 'Did not end; was it killed?'
+            where run.run_id = at_work and run.status = 'running';
+        end if;
+        perform pg_sleep(0.1);
+    end loop;
+end
+$$;
+comment on function ops.begin_run is
+'Waits until no other run is at work, and opens the row of this one in pipeline_runs.';
 
 create table ops.dq_check_results (
     id bigint generated always as identity primary key,
@@ -92,5 +150,6 @@ reset role;
 
 -- migrate:down
 drop table ops.dq_check_results;
+drop function ops.begin_run;
 drop table ops.pipeline_runs;
 drop table ops.model_watermarks;
