@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -18,8 +20,9 @@ from rich.console import Console
 
 from ingestion.errors import FatalBronzeError, FatalFeedError, IngestionError
 from ingestion.settings import IngestionSettings, explain
+from medallion.errors import FailedError
 from medallion.logs import log_to
-from warehouse.settings import Role, WarehouseError, WarehouseSettings
+from warehouse.settings import PROJECT_ROOT, Role, WarehouseError, WarehouseSettings
 
 SIMULATOR_PORT = 8765
 SOURCES = {
@@ -90,7 +93,8 @@ def demo(
     """
     from medallion.demo import Demo  # noqa: PLC0415  (dbt takes seconds to import)
 
-    chosen = tuple(products.upper().split(",")) if products else None
+    given: dict[str, Any] = {"coinbase_products": products}
+    chosen = IngestionSettings(**given).coinbase_products if products is not None else None
     Demo(WarehouseSettings(), console, source, chosen, minutes * 60).run()
 
 
@@ -152,6 +156,7 @@ def simulate(
     recording: Annotated[
         Path | None, typer.Option(help="Serve the frames recorded in this file instead.")
     ] = None,
+    until_stdin_ends: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Run a local Coinbase Exchange, WebSocket and REST, until stopped."""
     from simulator.exchange import Exchange, ExchangeConfig  # noqa: PLC0415  (--help is quick)
@@ -169,8 +174,8 @@ def simulate(
         else:
             config = ExchangeConfig(
                 seed=seed,
-                start=start.replace(tzinfo=UTC) if start else None,
-                end=end.replace(tzinfo=UTC) if end else None,
+                start=_utc(start),
+                end=_utc(end),
                 speed=_market_speed(speed),
                 port=port,
                 faults=Faults(
@@ -180,6 +185,9 @@ def simulate(
             server = Exchange(config)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    if until_stdin_ends:
+        # However the process that started this one ends, even killed, its end of the pipe closes.
+        threading.Thread(target=_stop_when_stdin_ends, daemon=True).start()
     try:
         asyncio.run(run(server, ready))
     except OSError as error:
@@ -226,6 +234,13 @@ def env(
     In a POSIX shell: eval "$(medallion env)"; in PowerShell: medallion env | Invoke-Expression.
     """
     connection = WarehouseSettings().connection(role.role)
+    if role is not WhoConnects.ADMIN and connection.user != role.role.value:
+        errors.print(
+            f"MEDALLION_{role.name}_PASSWORD is not set: this is PGUSER ({connection.user}), with "
+            "all that it may do.",
+            style="yellow",
+            soft_wrap=True,
+        )
     for name, value in connection.environment().items():
         if shell is Shell.POSIX:
             quoted = value.replace("'", "'\\''")
@@ -294,6 +309,16 @@ def postgres_psql(
     raise typer.Exit(done.returncode)
 
 
+def _stop_when_stdin_ends() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """Take a time without a zone for UTC."""
+    return moment.replace(tzinfo=moment.tzinfo or UTC) if moment else None
+
+
 def _market_speed(speed: str) -> float | None:
     try:
         return None if speed == "max" else float(speed)
@@ -327,12 +352,24 @@ def main() -> None:
     """
     log_to(sys.stderr)
     try:
+        _check_env_file()
         app()
     except ValidationError as error:
         _fail(explain(error, SETTINGS), 2)
     except (WarehouseError, IngestionError) as error:
         fatal = isinstance(error, FatalFeedError | FatalBronzeError | WarehouseError)
         _fail(str(error), 2 if fatal else 1)
+    except FailedError as error:
+        _fail(str(error), 1)
+
+
+def _check_env_file() -> None:
+    file = PROJECT_ROOT / ".env"
+    try:
+        if file.exists():
+            file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WarehouseError(f"{file} can't be read: {error}. Save it as UTF-8 text.") from None
 
 
 def _fail(message: str, code: int) -> NoReturn:

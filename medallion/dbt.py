@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medallion.errors import FailedError
 from warehouse.settings import PROJECT_ROOT, ConnectionInfo, WarehouseError
 
 DBT_PROJECT = PROJECT_ROOT / "dbt_project"
@@ -70,32 +71,34 @@ def build(connection: ConnectionInfo, on_progress: Callable[[NodeProgress], None
         For each model or check that failed, its name and what dbt said; nothing where all passed.
 
     Raises:
-        WarehouseError: dbt could not run at all.
+        FailedError: dbt could not run at all.
 
     """
     from dbt.artifacts.schemas.run import RunExecutionResult  # noqa: PLC0415  (takes seconds)
     from dbt.cli.main import dbtRunner  # noqa: PLC0415
 
-    progress = NodeProgress(0, 0)
+    total = 0
+    done: set[str] = set()
 
     def count(event: Any) -> None:
-        nonlocal progress
+        nonlocal total
         if event.info.name == "LogStartLine":
-            progress = replace(progress, total=event.data.total)
+            total = event.data.total
         elif event.info.name in {"NodeFinished", "SkippingDetails"}:
-            progress = replace(progress, done=progress.done + 1)
-            on_progress(progress)
+            # Of a skipped node both are told.
+            done.add(event.data.node_info.unique_id)
+            on_progress(NodeProgress(len(done), total))
 
     os.environ.update(connection.environment())
     folders = ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]
-    done = dbtRunner(callbacks=[count]).invoke(["--quiet", "build", *folders])
-    if isinstance(done.exception, KeyboardInterrupt):
-        raise done.exception
-    if done.exception:
-        raise WarehouseError(f"dbt could not run: {done.exception!r}")
-    assert isinstance(done.result, RunExecutionResult)  # noqa: S101  (what `build` returns)
+    ended = dbtRunner(callbacks=[count]).invoke(["--quiet", "build", *folders])
+    if isinstance(ended.exception, KeyboardInterrupt):
+        raise ended.exception
+    if ended.exception:
+        raise FailedError(f"dbt could not run: {ended.exception!r}")
+    assert isinstance(ended.result, RunExecutionResult)  # noqa: S101  (what `build` returns)
     return [
         f"{result.node.name}: {result.message}"
-        for result in done.result.results
+        for result in ended.result.results
         if result.status in {"error", "fail", "runtime error"}
     ]

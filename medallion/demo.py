@@ -24,6 +24,7 @@ from ingestion.capture import Capture, stop_on_signals
 from ingestion.metrics import CaptureStats
 from ingestion.settings import IngestionSettings
 from medallion import dbt
+from medallion.errors import FailedError
 from medallion.logs import log_to
 from medallion.report import show_report
 from simulator.market import DEFAULT_PRODUCT_IDS, Market, micros
@@ -92,6 +93,7 @@ class Demo:
 
         Raises:
             WarehouseError: something is in the way; the message says what to do.
+            FailedError: the feed does not answer, or dbt failed.
             IngestionError: the feed or bronze failed for good.
 
         """
@@ -111,7 +113,7 @@ class Demo:
         asyncio.run(show_report(self._console, self._settings))
         self._console.print(f"\nAll of it took {time.monotonic() - began:.0f} s.")
         if failures:
-            raise DemoError("dbt build failed:\n" + "\n".join(failures))
+            raise FailedError("dbt build failed:\n" + "\n".join(failures))
 
     def _load_recording(self) -> Recording | None:
         if self._source in {"simulator", "live"}:
@@ -208,7 +210,7 @@ class Demo:
                     await asyncio.sleep(0.25)
                     seconds = show()
                     if seconds > LIVE_PATIENCE_SECONDS and not capture.stats.frames:
-                        raise DemoError(
+                        raise FailedError(
                             f"Nothing came from {feed.url} in {LIVE_PATIENCE_SECONDS} s "
                             f"({self._why_disconnected()}). Without a way to the internet, "
                             "`medallion demo` shows the same on a simulated exchange."
@@ -263,30 +265,41 @@ class Demo:
             yield Feed(LIVE, self._products or IngestionSettings().coinbase_products, None, None)
             return
         if self._recording:
+            products = self._chosen_of(self._recording.products)
             arguments = ["--recording", self._source]
-            products = self._products or self._recording.products
-            trades, path = None, self._recording.url_path
+            trades = sum(frame.trade_id is not None for frame in self._recording.frames)
+            path = self._recording.url_path
         else:
-            products = self._products or DEFAULT_PRODUCT_IDS
+            market = Market(SEED)
+            products = self._chosen_of(DEFAULT_PRODUCT_IDS, tuple(market.products))
             now = datetime.now(UTC)
             start = await self._newest_candle() or now - SIMULATED_DAY
-            start = max(start, now - SIMULATED_DAY)
+            start = min(max(start, now - SIMULATED_DAY), now - timedelta(seconds=1))
             faults = [part for name, share in FAULTS.items() for part in (f"--{name}", str(share))]
             arguments = [
                 *("--seed", str(SEED), "--speed", "max"),
                 *("--start", _iso(start), "--end", _iso(now), *faults),
             ]
-            market = Market(SEED)
             trades = sum(
                 market[product].last_trade_id(micros(now))
                 - market[product].last_trade_id(micros(start))
                 for product in products
             )
             path = "/"
-        with _simulator(arguments) as port:
-            status_url = f"http://127.0.0.1:{port}/simulator/status"
-            await _until_it_answers(status_url)
-            yield Feed(f"ws://127.0.0.1:{port}{path}", products, trades, status_url)
+        async with _simulator(arguments) as address:
+            status_url = f"http://{address}/simulator/status"
+            yield Feed(f"ws://{address}{path}", products, trades, status_url)
+
+    def _chosen_of(
+        self, default: tuple[str, ...], offered: tuple[str, ...] | None = None
+    ) -> tuple[str, ...]:
+        unknown = set(self._products or ()) - set(offered or default)
+        if unknown:
+            raise DemoError(
+                f"There is no {', '.join(sorted(unknown))} in {self._source}. "
+                f"Choose --products among {', '.join(offered or default)}."
+            )
+        return self._products or default
 
     async def _newest_candle(self) -> datetime | None:
         connection = await self._settings.connection(Role.READER).connect()
@@ -294,7 +307,7 @@ class Demo:
             if await connection.fetchval("select to_regclass('gold.ohlc_1m')") is None:
                 return None
             newest: datetime | None = await connection.fetchval(
-                "select max(bucket_1m) from gold.ohlc_1m"
+                "select max(bucket_1m) from gold.ohlc_1m where bucket_1m < now()"
             )
             return newest
         finally:
@@ -321,45 +334,45 @@ def _iso(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-@contextmanager
-def _simulator(arguments: list[str]) -> Iterator[int]:
+@asynccontextmanager
+async def _simulator(arguments: list[str]) -> AsyncIterator[str]:
     """Run `medallion simulate` beside us, on its own core, and stop it at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "medallion", "simulate", "--port", str(port), *arguments],
+    command = [sys.executable, "-m", "medallion", "simulate", "--port", str(port)]
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(  # noqa: ASYNC220  (starts at once)
+            [*command, "--until-stdin-ends", *arguments],
             cwd=PROJECT_ROOT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             # Ctrl-C is for the demo, which still saves what has arrived and then ends this.
             start_new_session=True,
-        )
+        ) as process,
+    ):
         try:
-            yield port
-        except httpx.ConnectError:
-            process.terminate()
-            process.wait()
-            output.seek(0)
-            raise DemoError(
-                f"The simulator did not start: {output.read().decode(errors='replace')}"
-            ) from None
+            if not await _answers(f"http://127.0.0.1:{port}/simulator/status", process):
+                process.kill()
+                process.wait()
+                output.seek(0)
+                said = output.read().decode(errors="replace")
+                raise FailedError(f"The simulator did not start: {said}")
+            yield f"127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait()
 
 
-async def _until_it_answers(url: str, patience: float = 20) -> None:
+async def _answers(url: str, process: subprocess.Popen[bytes], patience: float = 20) -> bool:
     deadline = time.monotonic() + patience
     async with httpx.AsyncClient() as client:
-        while True:
+        while process.poll() is None and time.monotonic() < deadline:
             try:
                 await client.get(url)
             except httpx.ConnectError:
-                if time.monotonic() > deadline:
-                    raise
                 await asyncio.sleep(0.1)
             else:
-                return
+                return True
+    return False

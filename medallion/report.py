@@ -81,7 +81,7 @@ limit 12
 SECTIONS = {
     Role.READER: {
         "gold.ohlc_1m: the last minutes (UTC)": CANDLES,
-        "gold.daily_kpis: today (UTC)": KPIS,
+        "gold.daily_kpis: the newest day (UTC)": KPIS,
         "gold.top_movers": MOVERS,
         "Checks of this build": CHECKS,
     },

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -64,8 +65,8 @@ class ExchangeConfig:
     products: tuple[Product, ...] = tuple(PRODUCTS.values())
 
     def __post_init__(self) -> None:
-        if self.speed is not None and self.speed <= 0:
-            raise ValueError(f"The speed must be above 0, not {self.speed}.")
+        if self.speed is not None and not 0 < self.speed < math.inf:
+            raise ValueError(f"The speed must be a number above 0, not {self.speed}.")
         start = micros(self.start or datetime.now(UTC))
         if self.end is not None and micros(self.end) <= start:
             raise ValueError(f"The end {self.end.isoformat()} is not after the start.")

@@ -104,16 +104,21 @@ class EmbeddedServer:
             if os.name == "posix":
                 _let_server_user_reach(self.data.parent, self.binaries)
             self._make_cluster()
-            if self.is_running():
-                port: int = self._read()["port"]
-                return port
-            return self._start()
+            if not self.is_running():
+                self._start()
+        except OSError as error:
+            raise WarehouseError(
+                f"The embedded PostgreSQL can't live in {self.home} ({error}). "
+                "Set MEDALLION_HOME to a folder that can be written."
+            ) from None
         except _CommandError as error:
             log = self.log.read_text().splitlines()[-5:] if self.log.exists() else []
             raise WarehouseError(
                 f"The embedded PostgreSQL could not be started.\n{error}"
                 + (f"\nThe end of {self.log}:\n" + "\n".join(log) if log else "")
             ) from None
+        port: int = self._read()["port"]
+        return port
 
     def stop(self) -> bool:
         """Stop the server; return whether it was running."""
@@ -132,33 +137,43 @@ class EmbeddedServer:
         if uid is not None:
             os.chown(self.data.parent, uid, -1)
         with tempfile.TemporaryDirectory(dir=self.data.parent) as folder:
-            password_file = Path(folder) / "password"
+            made, password_file = Path(folder) / "data", Path(folder) / "password"
             password_file.touch(mode=0o600)
             password_file.write_text(passwords[Role.ADMIN])
             if uid is not None:
                 os.chown(folder, uid, -1)
                 os.chown(password_file, uid, -1)
             self._run(
-                "initdb", "-D", str(self.data), "-U", "postgres", "--encoding=UTF8", "--locale=C",
+                "initdb", "-D", str(made), "-U", "postgres", "--encoding=UTF8", "--locale=C",
                 "--auth=scram-sha-256", f"--pwfile={password_file}",
             )  # fmt: skip
-        with (self.data / "postgresql.conf").open("a") as configuration:
-            configuration.write(CONFIGURATION)
+            with (made / "postgresql.conf").open("a") as configuration:
+                configuration.write(CONFIGURATION)
+            try:
+                # In one step: there is a whole cluster, or none.
+                made.rename(self.data)
+            except OSError:
+                if not (self.data / "PG_VERSION").exists():
+                    raise
+                return  # Another process was quicker.
         self._write({"port": self.port or _free_port(), "passwords": passwords})
 
-    def _start(self) -> int:
+    def _start(self) -> None:
         credentials = self._read()
         if self.port:
             credentials["port"] = self.port
         elif not _is_free(credentials["port"]):
             credentials["port"] = _free_port()
-        self._run(
-            "pg_ctl", "start", "-D", str(self.data), "-l", str(self.log), "-w", "-t", "60",
-            "-o", f"-p {credentials['port']}",
-        )  # fmt: skip
+        try:
+            self._run(
+                "pg_ctl", "start", "-D", str(self.data), "-l", str(self.log), "-w", "-t", "60",
+                "-o", f"-p {credentials['port']}",
+            )  # fmt: skip
+        except _CommandError:
+            if not self.is_running():
+                raise
+            return  # Another process was quicker.
         self._write(credentials)
-        port: int = credentials["port"]
-        return port
 
     def _run(self, command: str, *arguments: str) -> None:
         options: dict[str, Any] = {}

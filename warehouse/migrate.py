@@ -29,10 +29,13 @@ async def migrate(settings: WarehouseSettings) -> list[str]:
     admin = settings.connection(Role.ADMIN)
     await _check_server(settings)
     command = [_dbmate(), "--migrations-dir", str(MIGRATIONS), "--no-dump-schema", "up"]
-    # The URL holds the password: it goes by the environment, which `ps` does not show.
+    # The URL holds the password: it goes by the environment, which `ps` does not show. dbmate also
+    # takes settings from there, and from a .env in the current folder: neither is meant for it.
+    environment = {name: value for name, value in os.environ.items() if "DBMATE" not in name}
     done = subprocess.run(  # noqa: ASYNC221  (nothing else runs while migrating)
         command,
-        env={**os.environ, "DATABASE_URL": admin.url()},
+        env={**environment, "DATABASE_URL": admin.url()},
+        cwd=MIGRATIONS,
         capture_output=True,
         text=True,
         check=False,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import asyncpg
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +116,11 @@ class ConnectionInfo:
                 "Start it (`medallion postgres start` for the embedded one), "
                 "or correct PGHOST and PGPORT."
             ) from None
+        except asyncpg.PostgresError as error:
+            raise WarehouseError(
+                f"PostgreSQL on {self.host}:{self.port} opens no connection to the database "
+                f"{self.database!r}: {error}. Check PGDATABASE."
+            ) from None
 
 
 class WarehouseSettings(BaseSettings):
@@ -152,6 +157,12 @@ class WarehouseSettings(BaseSettings):
     medallion_home: Path = Field(
         default=PROJECT_ROOT / ".medallion", description="a folder for the embedded server"
     )
+
+    @field_validator("medallion_home")
+    @classmethod
+    def _from_the_project(cls, home: Path) -> Path:
+        """Take a relative folder from the project's, whichever the current one is."""
+        return (PROJECT_ROOT / home.expanduser()).resolve()
 
     @property
     def embedded(self) -> bool:
@@ -230,7 +241,17 @@ def read_credentials(file: Path) -> dict[str, Any]:
     """
     try:
         credentials: dict[str, Any] = json.loads(file.read_text())
-        credentials["port"], credentials["passwords"]
+        for role in Role:
+            str(credentials["passwords"][role])
+        int(credentials["port"])
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise WarehouseError(
+            f"{file}, which holds the passwords of the embedded server, can't be read "
+            f"({error.strerror}). It belongs to whoever started the server; MEDALLION_HOME names "
+            "another folder."
+        ) from None
     except (ValueError, TypeError, KeyError):
         raise WarehouseError(
             f"{file}, which holds the passwords of the embedded server, is damaged. Put it back, "

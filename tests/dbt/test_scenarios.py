@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -218,6 +218,18 @@ def test_top_movers_rank_the_changes_of_three_periods(lakehouse: Lakehouse) -> N
         ("7d", "BTC-USD", 1, Decimal("89.0000")),
         ("7d", "ETH-USD", 2, Decimal("2.0000")),
     ]
+
+
+def test_a_trade_from_the_future_leaves_the_movers_and_freshness_alone(
+    lakehouse: Lakehouse,
+) -> None:
+    ahead = int((datetime.now(UTC) - NOON).total_seconds()) + 20 * 3600
+    lakehouse.receive(match(1, at=0), match(2, price="110", at=30), match(3, price="1", at=ahead))
+    build = lakehouse.dbt("build")
+    assert build.failed == set()
+    assert "silver_freshness" in build.warned
+    hour = lakehouse.one("select as_of, close from gold.top_movers where period = '1h'")
+    assert hour == {"as_of": NOON + timedelta(minutes=1), "close": Decimal(110)}
 
 
 def test_top_movers_keep_history_for_the_days_that_are_set(lakehouse: Lakehouse) -> None:

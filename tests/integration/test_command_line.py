@@ -21,6 +21,7 @@ import medallion.dbt
 from medallion.cli import main
 from tests.conftest import ROOT, Database, Server
 from warehouse.embedded import BINARIES
+from warehouse.settings import WarehouseSettings
 
 Run = Callable[..., "Done"]
 
@@ -132,6 +133,54 @@ def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) 
     assert tables["gold.ohlc_1m"]["rows"] is None
 
 
+@pytest.mark.parametrize(
+    ("home", "told"),
+    [("/proc/nowhere", "can't live in /proc/nowhere"), (__file__, f"can't live in {__file__}")],
+)
+def test_a_home_that_cannot_be_used_is_told(run: Run, home: str, told: str) -> None:
+    done = run("postgres", "start", MEDALLION_HOME=home)
+    assert done.code == 2
+    assert told in done.told
+    assert "Set MEDALLION_HOME" in done.told
+    assert "Traceback" not in done.err
+
+
+def test_a_relative_home_is_the_projects_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDALLION_HOME", ".medallion")
+    assert WarehouseSettings().medallion_home == ROOT / ".medallion"
+
+
+@pytest.mark.parametrize("products", ["FOO-USD", "BTC-USD, FOO-USD"])
+def test_the_demo_names_the_products_that_it_has(run_here: Run, products: str) -> None:
+    done = run_here("demo", "--products", products)
+    assert done.code == 2
+    assert "There is no FOO-USD in simulator" in done.told
+    assert "BTC-USD, ETH-USD" in done.told
+
+
+def test_a_database_that_takes_no_connections_is_told(run_here: Run) -> None:
+    done = run_here("status", PGDATABASE="template0")
+    assert done.code == 2
+    assert "opens no connection to the database 'template0'" in done.told
+
+
+def test_env_tells_when_a_role_has_no_password_of_its_own(run: Run) -> None:
+    done = run("env", "--role", "reader", PGHOST="db.example", PGUSER="root", PGPASSWORD="x")
+    assert "export PGUSER='root'" in done.out
+    assert "MEDALLION_READER_PASSWORD is not set" in done.told
+
+
+def test_dbmate_takes_nothing_from_a_foreign_env_file(
+    run_here: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.maintain("drop database if exists made_elsewhere")
+    (tmp_path / ".env").write_text("DBMATE_MIGRATIONS_TABLE=hijacked\nnot a line of such a file\n")
+    monkeypatch.chdir(tmp_path)
+    done = run_here("migrate", PGDATABASE="made_elsewhere", DBMATE_MIGRATIONS_TABLE="hijacked")
+    assert done.code == 0, done.err
+    assert run_here("migrate", PGDATABASE="made_elsewhere").out == "Nothing to do.\n"
+
+
 def test_status_of_a_missing_database_says_what_to_run(run_here: Run) -> None:
     done = run_here("status", PGDATABASE="no_such_database")
     assert done.code == 2
@@ -205,6 +254,8 @@ def test_the_embedded_server_is_left_alone_where_another_is_set(run: Run) -> Non
     [
         (["--speed", "fast"], "--speed is 'fast'"),
         (["--speed", "-1"], "speed"),
+        (["--speed", "inf"], "speed"),
+        (["--speed", "nan"], "speed"),
         (["--duplicates", "2"], "--duplicates"),
         (["--recording", "no such file"], "no such file"),
     ],

@@ -27,6 +27,8 @@ market_clock as (
             select from minutes as new_minutes
             where {{ in_window('new_minutes.bronze_id') }}
         )
+        -- One trade from the future must not empty the periods before it.
+        and bucket_1m <= timestamptz '{{ run_started_at }}'
 ),
 
 moves as (
@@ -43,6 +45,7 @@ moves as (
         where
             {{ period.bucket }}
             >= (select as_of from market_clock) - interval '{{ period.interval }}'
+            and {{ period.bucket }} < (select as_of from market_clock)
         group by product_id
         {{ 'union all' if not loop.last }}
     {% endfor -%}
