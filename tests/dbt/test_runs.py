@@ -263,6 +263,18 @@ def test_a_second_build_waits_for_the_first_and_then_does_the_rest(
     assert_equals_a_rebuild(lakehouse)
 
 
+def test_whoever_builds_the_tables_belong_to_the_transforming_role(lakehouse: Lakehouse) -> None:
+    lakehouse.receive(match(1))
+    lakehouse.transform = lakehouse.database.info("admin")
+    lakehouse.build()
+    lakehouse.transform = lakehouse.database.info("medallion_transform")
+    lakehouse.receive(match(2))
+    lakehouse.build()
+    assert lakehouse.rows(
+        "select distinct tableowner from pg_tables where schemaname in ('silver', 'gold')"
+    ) == [{"tableowner": "medallion_transform"}]
+
+
 def test_first_builds_and_rebuilds_may_begin_at_once(
     lakehouse: Lakehouse, dbt: Dbt, tmp_path: Path
 ) -> None:
