@@ -56,7 +56,7 @@ _PERMANENT = (
     asyncpg.UndefinedColumnError,
 )
 
-_TRADE_COLUMNS = ("received_at", "source", "channel", "session_id", "product_id", "payload")
+TRADE_COLUMNS = ("received_at", "source", "channel", "session_id", "product_id", "payload")
 _REJECTED_COLUMNS = ("received_at", "source", "session_id", "frame", "error")
 _SESSION_COLUMNS = (
     "session_id", "source", "url", "products", "started_at", "ended_at", "frames", "trades",
@@ -103,12 +103,13 @@ class FeedSession:
     ended_at: datetime | None = None
     end_reason: str | None = None
     trades: int = 0
+    trade_frames: int = 0
     other_frames: int = 0
 
     @property
     def frames(self) -> int:
         """Frames received, of every type."""
-        return self.trades + self.other_frames
+        return self.trade_frames + self.other_frames
 
 
 class _Saved(NamedTuple):
@@ -116,6 +117,31 @@ class _Saved(NamedTuple):
 
     at: float
     frames: int
+
+
+async def open_bronze(connect: Connect) -> Connection:
+    """Open a connection on which a frame goes into jsonb, and comes back, as its bytes.
+
+    Raises:
+        TimeoutError: the server does not answer.
+
+    """
+    async with asyncio.timeout(CONNECT_SECONDS):
+        connection = await connect()
+        try:
+            await connection.execute(f"set lock_timeout = '{LOCK_SECONDS}s'")
+            # 1 is the version of jsonb's binary form.
+            await connection.set_type_codec(
+                "jsonb",
+                schema="pg_catalog",
+                encoder=lambda frame: b"\x01" + frame,
+                decoder=lambda stored: stored[1:],
+                format="binary",
+            )
+        except BaseException:
+            connection.terminate()
+            raise
+    return connection
 
 
 class BronzeWriter:
@@ -176,6 +202,16 @@ class BronzeWriter:
     def buffered(self) -> int:
         """Frames in memory, those on their way to the database included."""
         return len(self._rows) + sum(map(len, self._chunks)) + len(self._rejected)
+
+    @property
+    def done(self) -> int:
+        """Frames of this run that are committed."""
+        return self.rows_saved + self.rejected_saved
+
+    @property
+    def taken(self) -> int:
+        """Frames that were put, committed or not."""
+        return self.done + self.buffered
 
     def put(self, row: TradeRow) -> bool:
         """Take a frame; return whether there is room for another."""
@@ -296,18 +332,7 @@ class BronzeWriter:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            async with asyncio.timeout(CONNECT_SECONDS):
-                connection = await self._connect()
-                self._connection = connection
-                await connection.execute(f"set lock_timeout = '{LOCK_SECONDS}s'")
-                # The frame goes through as it is; 1 is the version of jsonb's binary form.
-                await connection.set_type_codec(
-                    "jsonb",
-                    schema="pg_catalog",
-                    encoder=lambda frame: b"\x01" + frame,
-                    decoder=lambda stored: stored[1:],
-                    format="binary",
-                )
+            self._connection = await open_bronze(self._connect)
         return self._connection
 
     def _drop_connection(self) -> None:
@@ -319,7 +344,7 @@ class BronzeWriter:
     async def _check(self) -> None:
         """Write no rows to each table: that needs all the tables and rights that rows need."""
         connection = await self._connected()
-        await self._copy(connection, "coinbase_trades_raw", _TRADE_COLUMNS, [])
+        await self._copy(connection, "coinbase_trades_raw", TRADE_COLUMNS, [])
         await self._copy(connection, "coinbase_frames_rejected", _REJECTED_COLUMNS, [])
         await self._copy(connection, "feed_sessions", _SESSION_COLUMNS, [])
         await self._make_partitions(connection)
@@ -354,7 +379,7 @@ class BronzeWriter:
         while self._chunks:
             chunk = self._chunks[-1]
             try:
-                await self._copy(connection, "coinbase_trades_raw", _TRADE_COLUMNS, chunk)
+                await self._copy(connection, "coinbase_trades_raw", TRADE_COLUMNS, chunk)
             except (TimeoutError, asyncpg.QueryCanceledError):
                 if len(chunk) > 1:
                     self._halve()

@@ -1,4 +1,4 @@
-"""Wires feed, continuity and bronze together: one capture from Coinbase to the database."""
+"""Wires feeds, bookkeeping, bronze and repair together: one capture from Coinbase to bronze."""
 
 from __future__ import annotations
 
@@ -15,27 +15,34 @@ from uuid import uuid4
 
 import structlog
 
-from ingestion.bronze import BronzeWriter, Connect, FeedSession, RejectedRow
-from ingestion.coinbase.feed import ExchangeFeed
-from ingestion.coinbase.wire import TRADE_CHANNEL, Message, trade_number
-from ingestion.continuity import Gap, GapWatch, TradeIdTracker
-from ingestion.errors import FatalFeedError, IngestionError, UnsavedFramesError
+from ingestion.bookkeeping import Bookkeeper
+from ingestion.bronze import BronzeWriter, Connect, FeedSession
+from ingestion.coinbase.feed import AdvancedFeed, ExchangeFeed, Feed
+from ingestion.coinbase.rest import RestClient
+from ingestion.continuity import GapWatch, TradeIdTracker
+from ingestion.errors import (
+    FatalFeedError,
+    IngestionError,
+    LedgerAwayError,
+    UnsavedFramesError,
+)
+from ingestion.gaps import GapLedger
 from ingestion.metrics import CaptureMetrics, CaptureStats, serve
+from ingestion.repair import SOURCE as REST_SOURCE
+from ingestion.repair import Repairer
 from ingestion.settings import IngestionSettings
+from ingestion.sink import Sink
+from ingestion.subscriptions import Subscriptions
 
 log = structlog.get_logger(__name__)
 
-SOURCE: Final = "exchange_ws"
+SOURCES: Final[dict[type[Feed], str]] = {ExchangeFeed: "exchange_ws", AdvancedFeed: "advanced_ws"}
 GAP_GRACE_SECONDS: Final = 5.0
 """A gap is told when it has stood this long: before, its trades may just be late."""
-GAP_CHECK_SECONDS: Final = 1.0
-
-_KNOWN_TYPES: Final = frozenset({"subscriptions", "error"})
-_MOST_TYPES_LOGGED: Final = 100
 
 
 class Capture:
-    """Records the trades of some products until it is stopped.
+    """Records the trades of some products until it is stopped, and repairs their gaps.
 
     Args:
         settings: what to record and how.
@@ -47,7 +54,8 @@ class Capture:
         self._settings = settings
         self._tracker = TradeIdTracker()
         self._gaps = GapWatch(self._tracker, GAP_GRACE_SECONDS)
-        self._metrics = CaptureMetrics(lambda: self.stats, self._tracker.missing_trades)
+        self._ledger = GapLedger(connect)
+        self._metrics = CaptureMetrics(lambda: self.stats, self._missing_trades)
         self._writer = BronzeWriter(
             connect,
             batch_size=settings.batch_size,
@@ -55,30 +63,40 @@ class Capture:
             max_buffered=settings.max_buffered_frames,
             on_batch=self._metrics.batch_seconds.observe,
         )
-        self._sink = _Sink(self._writer, self._tracker, self._gaps)
-        self._feed = ExchangeFeed(
-            settings.coinbase_ws_url,
-            settings.coinbase_products,
-            silence_seconds=settings.silence_seconds,
-            sink=self._sink,
+        self._sinks: list[Sink] = []
+        self._rest = RestClient(settings.rest_url)
+        self._repairs = FeedSession(uuid4(), REST_SOURCE, settings.rest_url, (), datetime.now(UTC))
+        self._repairer = Repairer(
+            self._ledger, self._rest, self._repairs.session_id, on_trades=self._count_repaired
+        )
+        self._books = Bookkeeper(
+            self._tracker, self._gaps, self._writer, self._ledger, self._rest, self._repairer.look
+        )
+        self._subscriptions = Subscriptions(
+            settings, self._rest, sink=self._new_sink, on_products=self._books.follow
         )
         self._stop = asyncio.Event()
 
     @property
     def stats(self) -> CaptureStats:
         """The counts of now."""
-        writer, sink = self._writer, self._sink
+        writer, sinks = self._writer, self._sinks
+        last_frames = [sink.last_frame_at for sink in sinks if sink.last_frame_at is not None]
+        by_type = Counter(match=0, last_match=0)
+        for sink in sinks:
+            by_type.update(sink.frames_by_type())
         return CaptureStats(
-            started_at=sink.started_at,
-            frames=sink.frames,
-            trades=sink.trades,
+            started_at=self._repairs.started_at,
+            frames=by_type.total(),
+            trades=sum(sink.trades for sink in sinks),
             rows=writer.rows_saved,
             batches=writer.batches_saved,
             rejected=writer.rejected_saved,
-            reconnects=max(sink.connections - 1, 0),
+            reconnects=sum(max(sink.connections - 1, 0) for sink in sinks),
             buffered=writer.buffered,
-            frames_by_type=sink.frames_by_type(),
-            seconds_since_last_frame=sink.seconds_since_last_frame(),
+            repaired=self._repairs.trades,
+            frames_by_type=dict(by_type),
+            seconds_since_last_frame=time.monotonic() - max(last_frames) if last_frames else None,
         )
 
     def stop(self) -> None:
@@ -97,13 +115,15 @@ class Capture:
         """
         try:
             with serve(self._metrics.registry, self._settings.metrics_port):
-                async with asyncio.TaskGroup() as tasks:
+                async with self._rest, asyncio.TaskGroup() as tasks:
                     writing = tasks.create_task(self._writer.run())
-                    watching = tasks.create_task(self._watch_gaps())
+                    keeping = tasks.create_task(self._books.run())
+                    repairing = tasks.create_task(self._repairer.run())
                     try:
                         await self._read_until_stopped()
                     finally:
-                        watching.cancel()
+                        keeping.cancel()
+                        repairing.cancel()
                         await self._drain(writing)
         except* IngestionError as group:
             # The first says why it ended; others only follow from it.
@@ -113,12 +133,13 @@ class Capture:
             log.info("drained", trades=stats.trades, rows=stats.rows, rejected=stats.rejected)
             return stats
         finally:
+            self._ledger.close()
             if self._writer.buffered:
                 log.error("frames_lost", frames=self._writer.buffered)
         raise fatal
 
     async def _read_until_stopped(self) -> None:
-        reading = asyncio.create_task(self._feed.run())
+        reading = asyncio.create_task(self._subscriptions.run())
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -138,12 +159,17 @@ class Capture:
         patience = self._settings.drain_seconds
         if not writing.done():
             log.info("draining", buffered=self._writer.buffered, drain_seconds=patience)
+        if self._repairs.trades:
+            self._repairs.ended_at = datetime.now(UTC)
+            self._repairs.end_reason = "stopped"
+            self._writer.track(self._repairs)
         self._writer.finish()
         left = None
         while not writing.done() and left != self._writer.buffered:
             left = self._writer.buffered
             await asyncio.wait({writing}, timeout=patience)
         if writing.done():
+            await self._close_books()
             return
         writing.cancel()
         if not left:
@@ -151,133 +177,27 @@ class Capture:
             return
         raise UnsavedFramesError(left, patience)
 
-    async def _watch_gaps(self) -> None:
-        while True:
-            await asyncio.sleep(GAP_CHECK_SECONDS)
-            found: dict[str, list[Gap]] = {}
-            for gap in self._gaps.standing(time.monotonic()):
-                found.setdefault(gap.product_id, []).append(gap)
-            for product_id, gaps in found.items():
-                # Not len(gap): that fails past 64 bits, and an id may be any number.
-                trades = sum(gap.last - gap.first + 1 for gap in gaps)
-                first, last = gaps[0].first, gaps[-1].last
-                log.warning(
-                    "gap_found", product_id=product_id, first=first, last=last, trades=trades
-                )
-
-
-class _Sink:
-    """Counts the frames, follows their trade ids and puts them into the buffer."""
-
-    def __init__(self, writer: BronzeWriter, tracker: TradeIdTracker, gaps: GapWatch) -> None:
-        self._writer = writer
-        self._tracker = tracker
-        self._gaps = gaps
-        self._session: FeedSession
-        # Not the wall clock: where that is set back, a silent feed would look alive.
-        self._last_frame_at: float | None = None
-        self._earlier_trades = 0
-        self._last_matches = 0
-        self._other_frames: Counter[str] = Counter()
-        self._types_logged: set[str] = set()
-        self.started_at = datetime.now(UTC)
-        self.connections = 0
-
-    @property
-    def trades(self) -> int:
-        """Trades received."""
-        return self._earlier_trades + (self._session.trades if self.connections else 0)
-
-    @property
-    def frames(self) -> int:
-        """Frames received."""
-        return self.trades + self._other_frames.total()
-
-    def frames_by_type(self) -> dict[str, int]:
-        """Return how many frames came, by type."""
-        matches = self.trades - self._last_matches
-        return {"match": matches, "last_match": self._last_matches, **self._other_frames}
-
-    def seconds_since_last_frame(self) -> float | None:
-        """Return the age of the newest frame, None before the first."""
-        if self._last_frame_at is None:
-            return None
-        return time.monotonic() - self._last_frame_at
-
-    def opened(self, url: str, products: tuple[str, ...]) -> None:
-        """Begin a session."""
-        self._earlier_trades = self.trades
-        self.connections += 1
-        self._session = FeedSession(uuid4(), SOURCE, url, products, datetime.now(UTC))
-
-    def subscribed(self, products: tuple[str, ...]) -> None:
-        """Save the session, now that its products are known."""
-        self._session.products = products
-        self._writer.track(self._session)
-
-    def closed(self, reason: str) -> None:
-        """End the session."""
-        self._session.ended_at = datetime.now(UTC)
-        self._session.end_reason = reason
-        self._writer.track(self._session)
-
-    def trade(self, frame: bytes, message: Message) -> bool:
-        """Follow the trade id and buffer the frame."""
-        received_at = datetime.now(UTC)
-        self._last_frame_at = time.monotonic()
-        session = self._session
-        session.trades += 1
-        if message.kind != "match":
-            self._last_matches += 1
-        product_id, trade_id = message.product_id, message.trade_id
-        if type(product_id) is str:
-            if type(trade_id) is not int:
-                trade_id = trade_number(trade_id)
-            if trade_id is not None:
-                gap = self._tracker.observe(product_id, trade_id)
-                if gap is not None:
-                    self._gaps.add(gap, time.monotonic())
-        else:
-            product_id = None
-        return self._writer.put(
-            (received_at, SOURCE, TRADE_CHANNEL, session.session_id, product_id, frame)
-        )
-
-    def unreadable(self, frame: bytes, error: str) -> bool:
-        """Buffer a frame that jsonb can't hold."""
-        self._count("unreadable")
-        return self._writer.put_rejected(
-            RejectedRow(datetime.now(UTC), SOURCE, self._session.session_id, frame, error)
-        )
-
-    def heartbeat(self, message: Message) -> None:
-        """Learn the newest trade id of a product."""
-        self._count("heartbeat")
-        last_trade_id = trade_number(message.last_trade_id)
-        if isinstance(message.product_id, str) and last_trade_id is not None:
-            gap = self._tracker.observe_last(message.product_id, last_trade_id)
-            if gap is not None:
-                self._gaps.add(gap, time.monotonic())
-
-    def other(self, kind: object) -> None:
-        """Count a frame; tell of an unknown type once."""
-        if isinstance(kind, str) and kind in _KNOWN_TYPES:
-            self._count(kind)
+    async def _close_books(self) -> None:
+        if self._writer.buffered:
             return
-        self._count("unknown")
-        name = str(kind)[:50]
-        if name not in self._types_logged and len(self._types_logged) < _MOST_TYPES_LOGGED:
-            self._types_logged.add(name)
-            log.info("unknown_type_ignored", type=name)
+        try:
+            await self._books.close()
+        except LedgerAwayError as error:
+            # What it would have noted is read back at the next start.
+            log.warning("books_not_closed", error=str(error))
 
-    async def room(self) -> None:
-        """Wait until the buffer has room."""
-        await self._writer.room()
+    def _missing_trades(self) -> dict[str, int]:
+        return self._books.missing_trades()
 
-    def _count(self, kind: str) -> None:
-        self._last_frame_at = time.monotonic()
-        self._session.other_frames += 1
-        self._other_frames[kind] += 1
+    def _new_sink(self, kind: type[Feed]) -> Sink:
+        sink = Sink(SOURCES[kind], self._writer, self._tracker, self._gaps, self._books.check)
+        self._sinks.append(sink)
+        return sink
+
+    def _count_repaired(self, trades: int) -> None:
+        self._repairs.trade_frames += trades
+        self._repairs.trades += trades
+        self._writer.track(self._repairs)
 
 
 @contextmanager

@@ -3,90 +3,150 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+MAX_ID: Final = 10**18 - 1
+"""What silver takes for a trade id; the ids of 2026 have ten digits (FEED.md)."""
+MOST_SKIPPED: Final = 100_000_000
+"""Ids that one jump may skip: BTC-USD makes so many trades in half a year (FEED.md). An id beyond
+is not believed until the next one bears it out, for all that follow would look late."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Trades of one product that were not seen: the ids from `first` to `last`, both included."""
+class IdRange(NamedTuple):
+    """Trade ids of one product, from `first` to `last`, both included."""
 
-    product_id: str
     first: int
     last: int
 
-    def __len__(self) -> int:
-        return self.last - self.first + 1
+
+def count(ranges: Iterable[IdRange]) -> int:
+    """Return how many ids there are in ranges."""
+    return sum(last - first + 1 for first, last in ranges)
+
+
+def clip(ranges: Iterable[IdRange], first: int, last: int) -> list[IdRange]:
+    """Return what of the ranges lies between two ids, both included."""
+    clipped = (IdRange(max(low, first), min(high, last)) for low, high in ranges)
+    return [part for part in clipped if part.first <= part.last]
+
+
+def contains(ranges: Sequence[IdRange], trade_id: int) -> bool:
+    """Tell whether an id is in ranges that are in ascending order."""
+    at = bisect_right(ranges, trade_id, key=_first) - 1
+    return at >= 0 and trade_id <= ranges[at].last
+
+
+_first, _last = attrgetter("first"), attrgetter("last")
 
 
 class TradeIdTracker:
     """Remembers, per product, the highest trade id seen and which ids below it are missing.
 
     Coinbase numbers a product's trades one by one (FEED.md: measured, no gap in 170 matches of 12
-    products), so a jump is a gap. Tracking of a product begins with its first trade or heartbeat:
-    ids from before are not missing.
+    products), so a jump is a gap. Tracking of a product begins with its first trade or heartbeat,
+    or where an earlier run left off: ids from before are not missing.
     """
 
     def __init__(self) -> None:
         self._products: dict[str, _Product] = {}
 
-    def observe(self, product_id: str, trade_id: int) -> Gap | None:
-        """Record a trade and return the gap in front of it, if it jumps.
+    def observe(self, product_id: str, trade_id: int) -> bool:
+        """Record a trade and return whether it skips some.
 
         A late trade closes or splits the gap that it was missing from; a duplicate changes nothing.
         """
         product = self._products.get(product_id)
         if product is None:
-            self._products[product_id] = _Product(trade_id)
-            return None
+            if 0 < trade_id <= MAX_ID:
+                self._products[product_id] = _Product(trade_id, trade_id)
+            return False
         expected = product.highest + 1
         if trade_id == expected:
             product.highest = trade_id
-            return None
+            return False
         if trade_id < expected:
             product.fill(trade_id)
-            return None
-        product.firsts.append(expected)
-        product.lasts.append(trade_id - 1)
-        product.missing += trade_id - expected
-        product.highest = trade_id
-        return Gap(product_id, expected, trade_id - 1)
+            return False
+        if not product.believes(trade_id):
+            return False
+        product.skip_to(trade_id)
+        return True
 
-    def observe_last(self, product_id: str, last_trade_id: int) -> Gap | None:
-        """Record the newest id that a heartbeat tells, and return the trades up to it not yet seen.
+    def announce(self, product_id: str, last_trade_id: int) -> bool:
+        """Record the newest id that the exchange tells; return whether some trades are not here.
 
         They may still be on their way. 0 means that the exchange doesn't know (FEED.md).
         """
-        if last_trade_id <= 0:
-            return None
+        if not 0 < last_trade_id <= MAX_ID:
+            return False
         product = self._products.get(product_id)
         if product is None:
-            self._products[product_id] = _Product(last_trade_id)
-            return None
-        product.announced = max(product.announced, last_trade_id)
-        return product.tail(product_id)
+            self._products[product_id] = _Product(last_trade_id + 1, last_trade_id)
+            return False
+        if last_trade_id > product.announced and product.believes(last_trade_id):
+            product.announced = last_trade_id
+        return product.announced > product.highest
 
-    def resume(self, product_id: str, trade_id: int) -> None:
-        """Continue after `trade_id`, the newest trade known from before; call it first.
+    def resume(self, product_id: str, covered: Sequence[IdRange]) -> bool:
+        """Go on from what earlier runs have accounted for; return whether some trades are missing.
 
-        Raises:
-            ValueError: the product was already observed.
-
+        Missing are the holes in it, and what lies between it and the trades of this run, which may
+        have seen some already.
         """
-        if product_id in self._products:
-            raise ValueError(f"{product_id} was already observed: resume before observing")
-        self._products[product_id] = _Product(trade_id)
+        if not covered:
+            return False
+        newest = covered[-1].last
+        product = self._products.get(product_id)
+        if product is None:
+            product = self._products[product_id] = _Product(newest + 1, newest)
+        holes = [IdRange(low.last + 1, high.first - 1) for low, high in pairwise(covered)]
+        if product.first > newest + 1:
+            holes.append(IdRange(newest + 1, product.first - 1))
+        holes = clip(holes, 0, product.first - 1)
+        product.first = min(product.first, covered[0].first)
+        product.prepend(holes)
+        return bool(holes)
 
-    def missing(self, product_id: str) -> list[Gap]:
-        """Return the open gaps of a product in ascending order, announced trades included."""
+    def missing(self, product_id: str, last: int | None = None) -> list[IdRange]:
+        """Return the missing ids in ascending order, announced ones included, up to one of them."""
         product = self._products.get(product_id)
         if product is None:
             return []
-        return product.open_within(product_id, 0, max(product.highest, product.announced))
+        missing = [*product.gaps]
+        if product.announced > product.highest:
+            missing.append(IdRange(product.highest + 1, product.announced))
+        return missing if last is None else clip(missing, 0, last)
 
-    def missing_within(self, gap: Gap) -> list[Gap]:
-        """Return what is still missing of a gap, in ascending order."""
-        product = self._products.get(gap.product_id)
-        return [] if product is None else product.open_within(gap.product_id, gap.first, gap.last)
+    def highest(self, product_id: str) -> int:
+        """Return the highest trade id seen; missing ones above it were announced."""
+        return self._products[product_id].highest
+
+    def last_missing(self, product_id: str) -> int | None:
+        """Return the highest missing id, if one is missing."""
+        product = self._products.get(product_id)
+        if product is None:
+            return None
+        if product.announced > product.highest:
+            return product.announced
+        return product.gaps[-1].last if product.gaps else None
+
+    def forget(self, product_id: str, ranges: Iterable[IdRange]) -> None:
+        """Take missing ids off, for they are recorded as a gap: from now on they count as seen."""
+        product = self._products[product_id]
+        for first, last in ranges:
+            product.forget(first, last)
+
+    def accounted_for(self) -> dict[str, list[IdRange]]:
+        """Return, per product, the ids that were seen or forgotten: all but the missing ones."""
+        return {
+            product_id: product.accounted_for()
+            for product_id, product in self._products.items()
+            if product.first <= product.highest
+        }
 
     def missing_trades(self) -> dict[str, int]:
         """Return how many trades are missing now, for each product observed."""
@@ -97,82 +157,115 @@ class TradeIdTracker:
 
 
 class _Product:
-    """What is known of one product: its highest id, and the gaps below in ascending order."""
+    """What is known of one product: where it began, its highest id, and the gaps in between.
 
-    __slots__ = ("announced", "firsts", "highest", "lasts", "missing")
+    The gaps are in ascending order.
+    """
 
-    def __init__(self, highest: int) -> None:
+    __slots__ = ("announced", "doubted", "first", "gaps", "highest", "missing")
+
+    def __init__(self, first: int, highest: int) -> None:
+        self.first = first
         self.highest = highest
         self.announced = highest
-        self.firsts: list[int] = []
-        self.lasts: list[int] = []
+        self.doubted: int | None = None
+        self.gaps: list[IdRange] = []
         self.missing = 0
+
+    def believes(self, trade_id: int) -> bool:
+        """Tell whether an id above the highest can be true."""
+        doubted, self.doubted = self.doubted, None
+        if trade_id - self.highest <= MOST_SKIPPED:
+            return True
+        if trade_id > MAX_ID:
+            return False
+        if doubted is not None and 0 <= trade_id - doubted <= MOST_SKIPPED:
+            return True
+        self.doubted = trade_id
+        return False
+
+    def skip_to(self, trade_id: int) -> None:
+        """Record a trade above the next one."""
+        self.gaps.append(IdRange(self.highest + 1, trade_id - 1))
+        self.missing += trade_id - self.highest - 1
+        self.highest = trade_id
+
+    def prepend(self, holes: list[IdRange]) -> None:
+        """Add gaps that lie before all others."""
+        self.gaps[:0] = holes
+        self.missing += count(holes)
 
     def fill(self, trade_id: int) -> None:
         """Take an id out of the gap that holds it, if one does."""
-        at = bisect_right(self.firsts, trade_id) - 1
-        if at < 0 or self.lasts[at] < trade_id:
+        at = bisect_right(self.gaps, trade_id, key=_first) - 1
+        if at < 0 or self.gaps[at].last < trade_id:
             return
+        first, last = self.gaps[at]
+        left = (IdRange(first, trade_id - 1), IdRange(trade_id + 1, last))
+        self.gaps[at : at + 1] = [part for part in left if part.first <= part.last]
         self.missing -= 1
-        first, last = self.firsts[at], self.lasts[at]
-        if first == last:
-            del self.firsts[at], self.lasts[at]
-        elif trade_id == first:
-            self.firsts[at] = trade_id + 1
-        elif trade_id == last:
-            self.lasts[at] = trade_id - 1
-        else:
-            self.lasts[at] = trade_id - 1
-            self.firsts.insert(at + 1, trade_id + 1)
-            self.lasts.insert(at + 1, last)
 
-    def open_within(self, product_id: str, low: int, high: int) -> list[Gap]:
-        """Return the missing ids from `low` to `high`, without looking at the gaps elsewhere."""
-        begin = bisect_left(self.lasts, low)
-        end = bisect_right(self.firsts, high)
-        gaps = [
-            Gap(product_id, max(first, low), min(last, high))
-            for first, last in zip(self.firsts[begin:end], self.lasts[begin:end], strict=True)
+    def forget(self, first: int, last: int) -> None:
+        """Take all missing ids between two off."""
+        begin = bisect_left(self.gaps, first, key=_last)
+        end = bisect_right(self.gaps, last, key=_first)
+        touched = self.gaps[begin:end]
+        left = [
+            part
+            for gap in touched
+            for part in (IdRange(gap.first, first - 1), IdRange(last + 1, gap.last))
+            if part.first <= part.last
         ]
-        first, last = max(self.highest + 1, low), min(self.announced, high)
-        return [*gaps, Gap(product_id, first, last)] if first <= last else gaps
+        self.gaps[begin:end] = left
+        self.missing -= count(touched) - count(left)
+        if last > self.highest >= first - 1:
+            self.highest = last
 
-    def tail(self, product_id: str) -> Gap | None:
-        """Return the trades that were announced above the highest seen."""
-        if self.announced <= self.highest:
-            return None
-        return Gap(product_id, self.highest + 1, self.announced)
+    def accounted_for(self) -> list[IdRange]:
+        """Return the ids up to the highest that are not missing."""
+        edges = [self.first - 1, *(edge for gap in self.gaps for edge in gap), self.highest + 1]
+        seen = (
+            IdRange(before + 1, after - 1)
+            for before, after in zip(edges[::2], edges[1::2], strict=True)
+        )
+        return [part for part in seen if part.first <= part.last]
 
 
 class GapWatch:
-    """Tells which gaps have stood longer than a grace time, each trade once.
+    """Tells which trades have been missing for longer than a grace time.
 
     Args:
-        tracker: knows which trades are still missing.
-        grace: how long a gap may stand before it is told, in seconds: a trade may just be late.
+        tracker: knows which trades are missing.
+        grace: how long a trade may be missing before it is told, in seconds: it may just be late.
 
     """
 
     def __init__(self, tracker: TradeIdTracker, grace: float) -> None:
         self._tracker = tracker
         self._grace = grace
-        self._waiting: list[tuple[float, Gap]] = []
-        self._told: dict[str, int] = {}
+        # Per product, in ascending order: from when on what is missing up to which id is told.
+        self._due: dict[str, deque[tuple[float, int]]] = {}
 
-    def add(self, gap: Gap, now: float) -> None:
-        """Note a gap that was found at `now`, in seconds of any clock that only rises."""
-        self._waiting.append((now + self._grace, gap))
+    def add(self, product_id: str, now: float) -> None:
+        """Note that some trades are missing at `now`, in seconds of any clock that only rises."""
+        last = self._tracker.last_missing(product_id)
+        if last is None:
+            return
+        at = now + self._grace
+        due = self._due.setdefault(product_id, deque())
+        # In steps of a second: where nothing can be kept, each trade of a feed is missing.
+        if len(due) > 1 and at - due[-2][0] < 1:
+            due.pop()
+        due.append((at, last))
 
-    def standing(self, now: float) -> list[Gap]:
-        """Return what is still missing of the gaps whose grace has passed."""
-        due = [gap for at, gap in self._waiting if at <= now]
-        self._waiting = [entry for entry in self._waiting if entry[0] > now]
-        found: list[Gap] = []
-        # Gaps of a product are found in ascending order, so one mark tells what was told before: an
-        # announced tail comes again with each heartbeat.
-        for gap in due:
-            first = max(gap.first, self._told.get(gap.product_id, gap.first - 1) + 1)
-            if first <= gap.last:
-                self._told[gap.product_id] = gap.last
-                found += self._tracker.missing_within(Gap(gap.product_id, first, gap.last))
+    def standing(self, now: float) -> dict[str, list[IdRange]]:
+        """Return, per product, what is missing for longer than the grace; again until forgotten."""
+        found: dict[str, list[IdRange]] = {}
+        for product_id, due in self._due.items():
+            while len(due) > 1 and due[1][0] <= now:
+                due.popleft()
+            if due[0][0] <= now:
+                missing = self._tracker.missing(product_id, due[0][1])
+                if missing:
+                    found[product_id] = missing
         return found

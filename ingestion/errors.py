@@ -15,6 +15,14 @@ class FatalBronzeError(IngestionError):
     """Bronze can't be written with these settings."""
 
 
+class LedgerAwayError(IngestionError):
+    """What is missing can't be read or written; trying again may help."""
+
+
+class BackfillError(IngestionError):
+    """What is asked for makes no sense, or the exchange doesn't have it."""
+
+
 class MetricsPortError(IngestionError):
     """The port for the metrics can't be opened."""
 

@@ -35,6 +35,8 @@ class CaptureStats:
     """Connections to the exchange after the first."""
     buffered: int
     """Frames in memory that are not committed yet."""
+    repaired: int
+    """Trades that were missing and came over REST."""
     frames_by_type: dict[str, int]
     """`unknown` counts the types that Coinbase doesn't document, `unreadable` what is no JSON."""
     seconds_since_last_frame: float | None
@@ -86,6 +88,7 @@ class CaptureMetrics(Collector):
                 stats.rejected,
             ),
             "reconnects": ("Connections to the exchange after the first.", stats.reconnects),
+            "repaired_trades": ("Trades that were missing and came over REST.", stats.repaired),
         }
         for name, (meaning, value) in counters.items():
             yield CounterMetricFamily(f"ingestion_{name}", meaning, value=value)
@@ -102,7 +105,7 @@ class CaptureMetrics(Collector):
             )
         missing = GaugeMetricFamily(
             "ingestion_missing_trades",
-            "Trades skipped and not seen since; those that are just late are among them.",
+            "Trades that are not here yet; those that are just late are among them.",
             labels=["product_id"],
         )
         for product_id, count in self._missing().items():

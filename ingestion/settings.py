@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from websockets.exceptions import InvalidURI
 from websockets.uri import parse_uri
+
+ALL: Final = "ALL"
+"""In COINBASE_PRODUCTS: every product that is traded."""
+
+FeedChoice = Literal["exchange", "advanced", "both"]
 
 _PRODUCT = re.compile(r"[A-Z0-9]+(-[A-Z0-9]+)+")
 _CREDENTIALS = re.compile(r"(?<=//)[^/]*@")
@@ -36,9 +42,28 @@ class IngestionSettings(BaseSettings):
         default="wss://ws-feed.exchange.coinbase.com",
         description="a ws:// or wss:// URL of the Exchange feed",
     )
+    coinbase_advanced_ws_url: str = Field(
+        default="wss://advanced-trade-ws.coinbase.com",
+        description="a ws:// or wss:// URL of the Advanced Trade feed",
+    )
+    coinbase_rest_url: str | None = Field(
+        default=None,
+        description="an http:// or https:// URL of the Exchange's REST interface; by default the "
+        "one that belongs to COINBASE_WS_URL",
+    )
+    coinbase_feed: FeedChoice = Field(
+        default="exchange",
+        description="exchange, advanced, or both: then one may fail without a gap",
+    )
     coinbase_products: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("BTC-USD", "ETH-USD", "SOL-USD"),
-        description="product ids separated by commas, for example BTC-USD,ETH-USD",
+        description="product ids separated by commas, for example BTC-USD,ETH-USD, or all",
+    )
+    products_per_connection: int = Field(
+        default=50,
+        ge=1,
+        le=500,
+        description="products read over one connection, from 1 to 500",
     )
     batch_size: int = Field(
         default=5000, ge=1, le=100_000, description="rows per COPY, from 1 to 100000"
@@ -75,7 +100,21 @@ class IngestionSettings(BaseSettings):
         description="a port on 127.0.0.1, from 1 to 65535, or nothing for no metrics",
     )
 
-    @field_validator("coinbase_ws_url")
+    @property
+    def all_products(self) -> bool:
+        """Whether every product that is traded is recorded, also those listed later."""
+        return self.coinbase_products == (ALL,)
+
+    @property
+    def rest_url(self) -> str:
+        """Where REST is: at Coinbase `api` stands in place of `ws-feed`, else on the same host."""
+        if self.coinbase_rest_url is not None:
+            return self.coinbase_rest_url
+        parts = urlsplit(self.coinbase_ws_url)
+        scheme = "https" if parts.scheme == "wss" else "http"
+        return f"{scheme}://{parts.netloc.replace('ws-feed', 'api', 1)}"
+
+    @field_validator("coinbase_ws_url", "coinbase_advanced_ws_url")
     @classmethod
     def _url_is_websocket(cls, url: str) -> str:
         try:
@@ -86,6 +125,18 @@ class IngestionSettings(BaseSettings):
         if parsed.username is not None:
             # The URL is logged and stored with each session.
             raise ValueError("it holds a user name or a password, and the feed asks for none")
+        return url
+
+    @field_validator("coinbase_rest_url")
+    @classmethod
+    def _url_is_http(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("it is no http:// or https:// URL")
+        if parts.username is not None:
+            raise ValueError("it holds a user name or a password, and REST asks for none")
         return url
 
     @field_validator("coinbase_products", mode="before")
@@ -101,7 +152,11 @@ class IngestionSettings(BaseSettings):
     def _products_look_like_products(cls, products: tuple[str, ...]) -> tuple[str, ...]:
         if not products:
             raise ValueError("there is no product in it")
+        if products == (ALL,):
+            return products
         for product in products:
+            if product == ALL:
+                raise ValueError("'all' stands alone")
             if not _PRODUCT.fullmatch(product):
                 raise ValueError(f"{product!r} is no product id")
         return products

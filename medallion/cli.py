@@ -17,8 +17,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ingestion.errors import FatalBronzeError, FatalFeedError, IngestionError
+from ingestion.continuity import count
+from ingestion.errors import BackfillError, FatalBronzeError, FatalFeedError, IngestionError
 from ingestion.settings import IngestionSettings, explain
 from medallion.errors import FailedError
 from medallion.logs import log_to
@@ -26,9 +28,18 @@ from warehouse.settings import PROJECT_ROOT, Role, WarehouseError, WarehouseSett
 
 SIMULATOR_PORT = 8765
 SOURCES = {
-    "live": "wss://ws-feed.exchange.coinbase.com",
-    "simulator": f"ws://127.0.0.1:{SIMULATOR_PORT}",
+    "live": {
+        "coinbase_ws_url": "wss://ws-feed.exchange.coinbase.com",
+        "coinbase_advanced_ws_url": "wss://advanced-trade-ws.coinbase.com",
+        "coinbase_rest_url": "https://api.exchange.coinbase.com",
+    },
+    "simulator": {
+        "coinbase_ws_url": f"ws://127.0.0.1:{SIMULATOR_PORT}",
+        "coinbase_advanced_ws_url": f"ws://127.0.0.1:{SIMULATOR_PORT}/advanced",
+        "coinbase_rest_url": f"http://127.0.0.1:{SIMULATOR_PORT}",
+    },
 }
+"""Where the feeds of a source are."""
 
 SETTINGS = {**WarehouseSettings.model_fields, **IngestionSettings.model_fields}
 
@@ -48,7 +59,14 @@ errors = Console(stderr=True)
 
 Products = Annotated[
     str | None,
-    typer.Option(help="Products, separated by commas, for example BTC-USD,ETH-USD."),
+    typer.Option(help="Products, separated by commas, for example BTC-USD,ETH-USD; or all."),
+]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        help="`live`, `simulator` (one started by `medallion simulate`), or a ws:// or wss:// URL. "
+        "Default: COINBASE_WS_URL, which is the live feed unless set."
+    ),
 ]
 
 
@@ -100,21 +118,16 @@ def demo(
 
 @app.command()
 def ingest(
-    source: Annotated[
-        str | None,
-        typer.Option(
-            help="`live`, `simulator` (one started by `medallion simulate`), or a ws:// or wss:// "
-            "URL. Default: COINBASE_WS_URL, which is the live feed unless set."
-        ),
-    ] = None,
+    source: Source = None,
     products: Products = None,
 ) -> None:
-    """Record trades into bronze until stopped (Ctrl-C saves what is buffered, then ends)."""
+    """Record trades into bronze until stopped (Ctrl-C saves what is buffered, then ends).
+
+    Trades that the feed left out are fetched over REST.
+    """
     from ingestion.capture import Capture, stop_on_signals  # noqa: PLC0415  (--help is quick)
 
-    given: dict[str, Any] = {}
-    if source is not None:
-        given["coinbase_ws_url"] = SOURCES.get(source, source)
+    given = _of_source(source)
     if products is not None:
         given["coinbase_products"] = products
     settings = IngestionSettings(**given)
@@ -126,8 +139,75 @@ def ingest(
             stats = await capture.run()
         errors.print(
             f"Stopped. {stats.trades:,} trades received, {stats.rows:,} rows in bronze, "
-            f"{stats.rejected:,} frames rejected, {stats.reconnects:,} reconnects."
+            f"{stats.rejected:,} frames rejected, {stats.reconnects:,} reconnects, "
+            f"{stats.repaired:,} missing trades fetched."
         )
+
+    asyncio.run(run())
+
+
+@app.command()
+def backfill(
+    product: Annotated[str, typer.Option(help="Product, for example BTC-USD.")],
+    from_id: Annotated[int | None, typer.Option(min=1, help="First trade id.")] = None,
+    to_id: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Last trade id; all up to it are fetched, also those that are in bronze. Default: "
+            "those that are not, up to the newest.",
+        ),
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="In place of --from-id: the first trade's time (UTC).")
+    ] = None,
+    source: Source = None,
+) -> None:
+    """Fetch a product's history over REST into bronze: at most 10,000 trades a second.
+
+    Stopped, it goes on where it was when it is run again, or a running ingester does.
+    """
+    from ingestion.backfill import Backfill, Request  # noqa: PLC0415  (--help is quick)
+    from ingestion.coinbase.rest import RestClient  # noqa: PLC0415
+    from ingestion.gaps import GapLedger  # noqa: PLC0415
+
+    settings = IngestionSettings(**_of_source(source))
+    request = Request(product.upper(), from_id, to_id, _utc(since))
+    connection = WarehouseSettings().connection(Role.INGEST)
+
+    async def run() -> None:
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} trades"),
+            TimeRemainingColumn(),
+            console=errors,
+        ) as progress:
+            task = progress.add_task(request.product_id, total=0)
+
+            def advance(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            ledger = GapLedger(connection.connect)
+            try:
+                async with RestClient(settings.rest_url) as rest:
+                    told = await Backfill(ledger, rest, advance).run(request)
+            finally:
+                ledger.close()
+        console.print(
+            f"{request.product_id} {told.asked.first} to {told.asked.last}: "
+            f"{told.trades:,} trades are new in bronze."
+        )
+        if told.missing:
+            console.print(
+                f"{count(told.missing):,} of these ids the exchange does not have, or not yet; the "
+                "ingester asks for them again."
+            )
+        for first, last in told.waiting:
+            console.print(
+                f"{first} to {last}, between these and the history that is kept, stay open: fetch "
+                f"them with --from-id {first} --to-id {last}."
+            )
 
     asyncio.run(run())
 
@@ -309,6 +389,13 @@ def postgres_psql(
     raise typer.Exit(done.returncode)
 
 
+def _of_source(source: str | None) -> dict[str, Any]:
+    """Return the settings that lead to a source: a name, or the URL of an Exchange feed."""
+    if source is None:
+        return {}
+    return dict(SOURCES.get(source, {"coinbase_ws_url": source}))
+
+
 def _stop_when_stdin_ends() -> None:
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -357,7 +444,9 @@ def main() -> None:
     except ValidationError as error:
         _fail(explain(error, SETTINGS), 2)
     except (WarehouseError, IngestionError) as error:
-        fatal = isinstance(error, FatalFeedError | FatalBronzeError | WarehouseError)
+        fatal = isinstance(
+            error, BackfillError | FatalFeedError | FatalBronzeError | WarehouseError
+        )
         _fail(str(error), 2 if fatal else 1)
     except FailedError as error:
         _fail(str(error), 1)

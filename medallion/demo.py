@@ -142,7 +142,9 @@ class Demo:
         """Keep simulated and real trades apart: they share product names and trade ids."""
         wanted = self._market_of(self._url_of_source())
         connection = await self._settings.connection(Role.INGEST).connect()
-        urls = await connection.fetch("select distinct url from bronze.feed_sessions")
+        urls = await connection.fetch(
+            "select distinct url from bronze.feed_sessions where source <> 'rest'"
+        )
         await connection.close()
         others = {self._market_of(row["url"]) for row in urls} - {wanted}
         if others:

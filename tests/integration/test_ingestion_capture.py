@@ -688,27 +688,28 @@ async def test_a_taken_metrics_port_is_told(database: Any) -> None:
             await capture.run()
 
 
-async def test_a_gap_is_logged_once_its_grace_has_passed(
-    database: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_gap_is_recorded_once_its_grace_has_passed(
+    database: Any, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingestion.capture.GAP_GRACE_SECONDS", 0.2)
-    monkeypatch.setattr("ingestion.capture.GAP_CHECK_SECONDS", 0.05)
-    # Three gaps, the last past 64 bits: one line for all that a check finds of a product.
-    frames = [match(trade_id) for trade_id in (1, 3, 2, 6, 8, 2**70)]
-
-    def gaps() -> list[tuple[str, int, int, int]]:
-        return [
-            (entry["product_id"], entry["first"], entry["last"], entry["trades"])
-            for entry in logs
-            if entry["event"] == "gap_found"
-        ]
+    monkeypatch.setattr("ingestion.bookkeeping.CHECK_SECONDS", 0.05)
+    # Two gaps that stand, and one that a late trade closes; one line in the log for all of them.
+    frames = [match(trade_id) for trade_id in (1, 3, 2, 6, 8)]
 
     with capture_logs() as logs:
         async with exchange(sends(*frames)) as server, capturing(database, server.url):
-            await wait_for(lambda: len(gaps()) > 0)
+            await wait_for(lambda: any(entry["event"] == "gap_found" for entry in logs))
             await asyncio.sleep(0.2)
 
-    assert gaps() == [("BTC-USD", 4, 2**70 - 1, 2**70 - 6)]
+    told = [entry for entry in logs if entry["event"] == "gap_found"]
+    assert [(entry["first"], entry["last"], entry["trades"]) for entry in told] == [(4, 7, 3)]
+    rows = await admin.fetch(
+        "select product_id, first_id, last_id, found_by, status from bronze.trade_gaps order by 2"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("BTC-USD", 4, 5, "jump", "open"),
+        ("BTC-USD", 7, 7, "jump", "open"),
+    ]
 
 
 async def test_age_of_the_newest_frame_survives_a_clock_set_back(
@@ -724,7 +725,7 @@ async def test_age_of_the_newest_frame_survives_a_clock_set_back(
         capturing(database, server.url) as capture,
     ):
         await wait_for(lambda: capture.stats.rows == 1)
-        monkeypatch.setattr("ingestion.capture.datetime", SetBack)
+        monkeypatch.setattr("ingestion.sink.datetime", SetBack)
         await asyncio.sleep(0.05)
         age = capture.stats.seconds_since_last_frame
 
@@ -744,6 +745,7 @@ async def test_stats_of_a_fresh_capture_are_zero(database: Any) -> None:
         rejected=0,
         reconnects=0,
         buffered=0,
+        repaired=0,
         frames_by_type={"match": 0, "last_match": 0},
         seconds_since_last_frame=None,
     )

@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import Request, Response, ServerConnection, serve
 
 from ingestion.coinbase.feed import MAX_FRAME_BYTES, ExchangeFeed
-from ingestion.coinbase.wire import Message
+from ingestion.coinbase.wire import AdvancedMessage, Message
 from ingestion.errors import FatalFeedError
 
 PRODUCTS = ("BTC-USD", "ETH-USD")
@@ -106,6 +106,8 @@ class Sink:
         self.products: list[tuple[str, ...]] = []
         self.ends: list[str] = []
         self.opens = 0
+        self.trades: list[tuple[str, int]] = []
+        self.dropped: list[tuple[str, ...]] = []
 
     @property
     def trade_ids(self) -> list[int]:
@@ -120,9 +122,17 @@ class Sink:
     def closed(self, reason: str) -> None:
         self.ends.append(reason)
 
-    def trade(self, frame: bytes, message: Message) -> bool:
+    def match(self, frame: bytes, message: Message) -> bool:
         self.frames.append(frame)
         return len(self.frames) < self.places
+
+    def market_trades(self, frame: bytes, message: AdvancedMessage) -> bool:
+        self.trades += message.trades()
+        self.frames.append(frame)
+        return len(self.frames) < self.places
+
+    def frames_dropped(self, products: tuple[str, ...]) -> None:
+        self.dropped.append(products)
 
     def unreadable(self, frame: bytes, error: str) -> bool:
         self.bad.append((frame, error))

@@ -2,13 +2,34 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestion.continuity import Gap, GapWatch, TradeIdTracker
+from ingestion.continuity import (
+    MAX_ID,
+    MOST_SKIPPED,
+    GapWatch,
+    IdRange,
+    TradeIdTracker,
+    clip,
+    contains,
+    count,
+)
 
 BTC, ETH = "BTC-USD", "ETH-USD"
+
+RANGES = st.lists(st.integers(1, 60), unique=True).map(lambda ids: ranges(set(ids)))
+
+
+def ranges(ids: set[int]) -> list[IdRange]:
+    """Return ids as ranges in ascending order."""
+    firsts = sorted(trade_id for trade_id in ids if trade_id - 1 not in ids)
+    lasts = sorted(trade_id for trade_id in ids if trade_id + 1 not in ids)
+    return [IdRange(first, last) for first, last in zip(firsts, lasts, strict=True)]
+
+
+def ids(parts: list[IdRange]) -> set[int]:
+    return {trade_id for first, last in parts for trade_id in range(first, last + 1)}
 
 
 def seen(*trade_ids: int) -> TradeIdTracker:
@@ -18,26 +39,29 @@ def seen(*trade_ids: int) -> TradeIdTracker:
     return tracker
 
 
-def ids(gaps: list[Gap]) -> list[int]:
-    return [trade_id for gap in gaps for trade_id in range(gap.first, gap.last + 1)]
+@given(RANGES, st.integers(0, 60), st.integers(0, 60))
+def test_ranges_are_sets_of_ids(parts: list[IdRange], low: int, high: int) -> None:
+    assert count(parts) == len(ids(parts))
+    assert ids(clip(parts, low, high)) == ids(parts) & set(range(low, high + 1))
+    assert contains(parts, low) == (low in ids(parts))
 
 
-@given(st.lists(st.integers(0, 60), min_size=1))
+@given(st.lists(st.integers(1, 60), min_size=1))
 def test_missing_is_what_was_not_seen_in_any_order_with_any_duplicates(order: list[int]) -> None:
     tracker = seen(*order)
 
-    expected = sorted(set(range(order[0], max(order) + 1)) - set(order))
-    gaps = tracker.missing(BTC)
-    assert ids(gaps) == expected
-    assert tracker.missing_trades() == {BTC: len(expected)}
-    assert all(a.last + 1 < b.first for a, b in pairwise(gaps))
+    missing = tracker.missing(BTC)
+    assert ids(missing) == set(range(order[0], max(order) + 1)) - set(order)
+    assert tracker.missing_trades() == {BTC: count(missing)}
+    assert all(low.last + 1 < high.first for low, high in pairwise(missing))
+    # What is accounted for is the rest.
+    accounted_for = tracker.accounted_for()[BTC]
+    assert ids(accounted_for) == set(range(order[0], max(order) + 1)) & set(order)
 
 
-@given(
-    st.lists(st.tuples(st.booleans(), st.integers(1, 40))), st.integers(0, 40), st.integers(0, 40)
-)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 40))), st.integers(0, 40))
 def test_missing_with_heartbeats_is_what_was_announced_or_passed_and_not_seen(
-    events: list[tuple[bool, int]], low: int, high: int
+    events: list[tuple[bool, int]], limit: int
 ) -> None:
     tracker = TradeIdTracker()
     trades: set[int] = set()
@@ -46,58 +70,90 @@ def test_missing_with_heartbeats_is_what_was_announced_or_passed_and_not_seen(
             tracker.observe(BTC, number)
             trades.add(number)
         else:
-            tracker.observe_last(BTC, number)
+            tracker.announce(BTC, number)
 
     if not events:
         assert tracker.missing(BTC) == []
+        assert tracker.last_missing(BTC) is None
         return
     (_, first), top = events[0], max(number for _, number in events)
     missing = set(range(first + 1, top + 1)) - trades
-    assert ids(tracker.missing(BTC)) == sorted(missing)
+    assert ids(tracker.missing(BTC)) == missing
     assert tracker.missing_trades() == {BTC: len(missing)}
-    within = tracker.missing_within(Gap(BTC, low, high))
-    assert ids(within) == sorted(missing & set(range(low, high + 1)))
+    assert tracker.last_missing(BTC) == (max(missing) if missing else None)
+    assert ids(tracker.missing(BTC, limit)) == {number for number in missing if number <= limit}
 
 
-@given(st.permutations(range(10, 30)))
-def test_all_trades_in_any_order_leave_nothing_missing(order: list[int]) -> None:
-    tracker = TradeIdTracker()
-    tracker.resume(BTC, 9)
-    for trade_id in order:
-        tracker.observe(BTC, trade_id)
+@given(st.lists(st.integers(1, 40), min_size=1), RANGES)
+def test_what_is_forgotten_counts_as_seen(order: list[int], recorded: list[IdRange]) -> None:
+    tracker = seen(*order)
+    before, accounted_for = ids(tracker.missing(BTC)), ids(tracker.accounted_for()[BTC])
+    recorded = ranges(ids(recorded) & before)
 
-    assert tracker.missing(BTC) == []
+    tracker.forget(BTC, recorded)
+
+    assert ids(tracker.missing(BTC)) == before - ids(recorded)
+    assert tracker.missing_trades() == {BTC: len(before - ids(recorded))}
+    assert ids(tracker.accounted_for()[BTC]) == accounted_for | ids(recorded)
 
 
-def test_a_jump_returns_the_gap_in_front_of_the_trade() -> None:
+@given(RANGES.filter(bool), st.lists(st.integers(1, 80)), st.lists(st.integers(1, 80)))
+def test_resuming_early_or_late_misses_the_same_trades(
+    covered: list[IdRange], early: list[int], late: list[int]
+) -> None:
+    # Trades of this run are newer than those of earlier ones, but for a few that came late.
+    newest = covered[-1].last
+    early, late = [newest + number for number in early], [newest + number for number in late]
+    at_once, later = TradeIdTracker(), TradeIdTracker()
+
+    at_once.resume(BTC, covered)
+    for trade_id in early:
+        at_once.observe(BTC, trade_id)
+        later.observe(BTC, trade_id)
+    later.resume(BTC, covered)
+    for trade_id in early + late:
+        at_once.observe(BTC, trade_id)
+        later.observe(BTC, trade_id)
+
+    expected = set(range(covered[0].first, max([newest, *early, *late]) + 1))
+    expected -= ids(covered) | set(early) | set(late)
+    assert ids(at_once.missing(BTC)) == expected
+    # Only an id below the first one seen can't be told from one that came before.
+    lower = {trade_id for trade_id in late if early and trade_id < early[0]}
+    assert ids(later.missing(BTC)) == expected - lower
+    assert at_once.accounted_for()[BTC][0].first == covered[0].first
+
+
+def test_a_jump_is_told_by_the_trade_behind_it() -> None:
     tracker = seen(10)
 
-    assert tracker.observe(BTC, 11) is None
-    assert tracker.observe(BTC, 15) == Gap(BTC, 12, 14)
-    assert len(Gap(BTC, 12, 14)) == 3
+    assert not tracker.observe(BTC, 11)
+    assert tracker.observe(BTC, 15)
+    assert tracker.missing(BTC) == [IdRange(12, 14)]
+    assert tracker.highest(BTC) == 15
 
 
 def test_a_late_trade_splits_its_gap() -> None:
     tracker = seen(10, 15)
 
-    assert tracker.observe(BTC, 12) is None
-    assert tracker.missing(BTC) == [Gap(BTC, 11, 11), Gap(BTC, 13, 14)]
+    assert not tracker.observe(BTC, 12)
+    assert tracker.missing(BTC) == [IdRange(11, 11), IdRange(13, 14)]
 
 
 def test_products_are_numbered_apart() -> None:
     tracker = seen(10)
 
-    assert tracker.observe(ETH, 500) is None
-    assert tracker.observe(ETH, 502) == Gap(ETH, 501, 501)
+    assert not tracker.observe(ETH, 500)
+    assert tracker.observe(ETH, 502)
     assert tracker.missing(BTC) == []
 
 
 def test_heartbeat_ahead_tells_the_tail_until_it_comes() -> None:
     tracker = seen(10)
 
-    assert tracker.observe_last(BTC, 10) is None
-    assert tracker.observe_last(BTC, 12) == Gap(BTC, 11, 12)
-    assert tracker.missing(BTC) == [Gap(BTC, 11, 12)]
+    assert not tracker.announce(BTC, 10)
+    assert tracker.announce(BTC, 12)
+    assert tracker.missing(BTC) == [IdRange(11, 12)]
     tracker.observe(BTC, 11)
     tracker.observe(BTC, 12)
     assert tracker.missing(BTC) == []
@@ -106,57 +162,98 @@ def test_heartbeat_ahead_tells_the_tail_until_it_comes() -> None:
 def test_heartbeat_of_zero_means_unknown() -> None:
     tracker = TradeIdTracker()
 
-    assert tracker.observe_last(BTC, 0) is None
-    assert tracker.observe(BTC, 500) is None
+    assert not tracker.announce(BTC, 0)
+    assert not tracker.observe(BTC, 500)
 
 
-def test_first_heartbeat_begins_the_tracking() -> None:
+def test_a_trade_announced_before_any_was_seen_is_not_accounted_for() -> None:
     tracker = TradeIdTracker()
-    tracker.observe_last(BTC, 10)
+    tracker.announce(BTC, 10)
 
-    assert tracker.observe(BTC, 12) == Gap(BTC, 11, 11)
-
-
-def test_resume_finds_the_gap_across_a_restart() -> None:
-    tracker = TradeIdTracker()
-    tracker.resume(BTC, 10)
-
-    assert tracker.observe(BTC, 13) == Gap(BTC, 11, 12)
-    with pytest.raises(ValueError, match="resume before observing"):
-        tracker.resume(BTC, 10)
+    assert tracker.accounted_for() == {}
+    assert tracker.observe(BTC, 12)
+    assert tracker.missing(BTC) == [IdRange(11, 11)]
+    assert tracker.accounted_for() == {BTC: [IdRange(12, 12)]}
 
 
-def test_a_gap_is_told_once_and_only_after_its_grace() -> None:
+def test_a_tail_that_is_forgotten_is_no_jump_for_the_next_trade() -> None:
     tracker = seen(10)
+    tracker.announce(BTC, 12)
+    tracker.forget(BTC, [IdRange(11, 12)])
+
+    assert tracker.missing(BTC) == []
+    assert not tracker.observe(BTC, 13)
+
+
+def test_one_id_out_of_all_proportion_is_not_believed() -> None:
+    tracker = seen(10, 10**17, 11, 13)
+
+    assert tracker.missing(BTC) == [IdRange(12, 12)]
+    assert not tracker.announce(BTC, 10**17)
+    assert tracker.missing(BTC) == [IdRange(12, 12)]
+
+
+def test_a_second_id_bears_out_a_great_leap() -> None:
+    leap = 11 + MOST_SKIPPED
+    tracker = seen(10, leap, leap + 1)
+
+    assert tracker.highest(BTC) == leap + 1
+    assert tracker.missing(BTC) == [IdRange(11, leap)]
+
+
+def test_what_is_no_trade_id_of_silver_is_never_believed() -> None:
+    tracker = seen(10, MAX_ID + 1, MAX_ID + 2, 2**70, 2**70 + 1, -5, 0, 11)
+    assert tracker.missing(BTC) == []
+    assert tracker.highest(BTC) == 11
+    assert not seen(2**70, 0, -1).observe(BTC, 5)
+
+
+def test_a_gap_is_told_only_after_its_grace_and_until_it_is_recorded() -> None:
+    tracker = seen(10, 15)
     watch = GapWatch(tracker, grace=5)
-    gap = tracker.observe(BTC, 15)
-    assert gap is not None
-    watch.add(gap, now=100)
+    watch.add(BTC, now=100)
     tracker.observe(BTC, 12)
 
-    assert watch.standing(now=104.9) == []
-    assert watch.standing(now=105) == [Gap(BTC, 11, 11), Gap(BTC, 13, 14)]
-    assert watch.standing(now=200) == []
+    assert watch.standing(now=104.9) == {}
+    standing = [IdRange(11, 11), IdRange(13, 14)]
+    assert watch.standing(now=105) == {BTC: standing}
+    assert watch.standing(now=106) == {BTC: standing}
+    tracker.forget(BTC, standing)
+    assert watch.standing(now=200) == {}
 
 
 def test_a_gap_closed_within_its_grace_is_never_told() -> None:
-    tracker = seen(10)
+    tracker = seen(10, 12)
     watch = GapWatch(tracker, grace=5)
-    gap = tracker.observe(BTC, 12)
-    assert gap is not None
-    watch.add(gap, now=100)
+    watch.add(BTC, now=100)
     tracker.observe(BTC, 11)
 
-    assert watch.standing(now=200) == []
+    assert watch.standing(now=200) == {}
 
 
-def test_a_tail_announced_again_and_again_is_told_once() -> None:
+def test_each_trade_has_its_own_grace() -> None:
     tracker = seen(10)
     watch = GapWatch(tracker, grace=5)
-    for now, newest in [(100, 12), (101, 12), (102, 13)]:
-        tail = tracker.observe_last(BTC, newest)
-        assert tail is not None
-        watch.add(tail, now=now)
+    for now, newest in [(100, 12), (101.5, 14), (103, 16)]:
+        tracker.announce(BTC, newest)
+        watch.add(BTC, now=now)
 
-    assert watch.standing(now=106) == [Gap(BTC, 11, 12)]
-    assert watch.standing(now=107) == [Gap(BTC, 13, 13)]
+    assert watch.standing(now=105) == {BTC: [IdRange(11, 12)]}
+    assert watch.standing(now=107) == {BTC: [IdRange(11, 14)]}
+    assert watch.standing(now=108) == {BTC: [IdRange(11, 16)]}
+
+
+@given(st.lists(st.floats(0, 30), min_size=1, max_size=60).map(sorted))
+def test_many_gaps_are_told_a_second_late_at_most(found_at: list[float]) -> None:
+    tracker = seen(1)
+    watch = GapWatch(tracker, grace=5)
+    for number, now in enumerate(found_at):
+        tracker.observe(BTC, 2 * number + 3)
+        watch.add(BTC, now=now)
+
+    for now in range(40):
+        told = ids(watch.standing(now=float(now)).get(BTC, []))
+        due = {2 * number + 2 for number, at in enumerate(found_at) if at + 6 <= now}
+        too_early = {2 * number + 2 for number, at in enumerate(found_at) if at + 5 > now}
+        assert due <= told
+        assert not told & too_early

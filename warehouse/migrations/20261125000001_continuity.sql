@@ -8,7 +8,7 @@ create table bronze.trade_gaps (
     product_id text not null,
     first_id bigint not null,
     last_id bigint not null,
-    found_by text not null check (found_by in ('jump', 'heartbeat', 'not_kept', 'backfill')),
+    found_by text not null check (found_by in ('jump', 'announced', 'backfill')),
     found_at timestamptz not null default clock_timestamp(),
     missing int8multirange not null,
     absent int8multirange not null default '{}',
@@ -36,8 +36,8 @@ comment on column bronze.trade_gaps.product_id is 'Product, for example BTC-USD.
 comment on column bronze.trade_gaps.first_id is 'The first trade id of the gap.';
 comment on column bronze.trade_gaps.last_id is 'The last trade id of the gap.';
 comment on column bronze.trade_gaps.found_by is
-'jump (a trade came whose id skips some), heartbeat (the exchange told of trades that never came), '
-'not_kept (they came while neither the database nor the disk had room), or backfill (a user asked).';
+'jump (a trade came whose id skips some), announced (the exchange told of trades that never came, '
+'or that came while neither the database nor the disk had room), or backfill (a user asked).';
 comment on column bronze.trade_gaps.found_at is 'When it was found, by the clock of the database.';
 comment on column bronze.trade_gaps.missing is
 'The ids that are missing still; [4,7) holds 4, 5 and 6.';

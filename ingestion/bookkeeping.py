@@ -1,0 +1,164 @@
+"""Keeps the tracker of trade ids and the ledger in the database in step."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+import structlog
+
+from ingestion.bronze import BronzeWriter
+from ingestion.coinbase.rest import RestClient, RestRefusedError
+from ingestion.continuity import GapWatch, IdRange, TradeIdTracker, count
+from ingestion.errors import LedgerAwayError
+from ingestion.gaps import FoundBy, GapLedger
+
+log = structlog.get_logger(__name__)
+
+CHECK_SECONDS: Final = 1.0
+COVER_SECONDS: Final = 5.0
+"""What came since is read back after a kill, so it need not be often."""
+
+
+class Bookkeeper:
+    """Records gaps once they stand, and what is accounted for once it is committed.
+
+    Args:
+        tracker: knows which trades were seen and which are missing.
+        gaps: tells which have been missing for long enough.
+        writer: tells what is committed.
+        ledger: keeps it.
+        rest: tells the newest trade id of a product, where the feed left doubts.
+        on_gap: is called when a gap was recorded.
+
+    """
+
+    def __init__(
+        self,
+        tracker: TradeIdTracker,
+        gaps: GapWatch,
+        writer: BronzeWriter,
+        ledger: GapLedger,
+        rest: RestClient,
+        on_gap: Callable[[], None],
+    ) -> None:
+        self._tracker = tracker
+        self._gaps = gaps
+        self._writer = writer
+        self._ledger = ledger
+        self._rest = rest
+        self._on_gap = on_gap
+        self._known: set[str] = set()
+        self._to_resume: set[str] = set()
+        self._to_check: set[str] = set()
+        self._covered: dict[str, list[IdRange]] = {}
+        self._open: dict[str, int] = {}
+
+    def follow(self, products: Iterable[str]) -> None:
+        """Go on with these products where earlier runs left off."""
+        self._to_resume |= set(products) - self._known
+        self._known |= self._to_resume
+
+    def check(self, products: Iterable[str]) -> None:
+        """Ask the exchange for the newest trade ids of these products."""
+        self._to_check |= set(products)
+
+    def missing_trades(self) -> dict[str, int]:
+        """Return how many trades are missing per product, as far as is known."""
+        missing = dict(self._open)
+        for product_id, trades in self._tracker.missing_trades().items():
+            missing[product_id] = missing.get(product_id, 0) + trades
+        return missing
+
+    async def run(self) -> None:
+        """Keep both in step until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._every(CHECK_SECONDS, self._keep_gaps))
+            tasks.create_task(self._every(COVER_SECONDS, self._keep_coverage))
+            tasks.create_task(self._every(CHECK_SECONDS, self._check_ids))
+
+    async def close(self) -> None:
+        """Write what is accounted for, once everything is committed."""
+        await self._ledger.cover(self._tracker.accounted_for(), await self._ledger.last_bronze_id())
+
+    async def _every(self, seconds: float, step: Callable[[], Awaitable[None]]) -> None:
+        away = False
+        while True:
+            try:
+                await step()
+            except LedgerAwayError as error:
+                if not away:
+                    log.warning("gaps_not_recorded", error=str(error))
+                away = True
+            else:
+                away = False
+            await asyncio.sleep(seconds)
+
+    async def _keep_gaps(self) -> None:
+        await self._resume()
+        for product_id, missing in self._gaps.standing(time.monotonic()).items():
+            await self._record(product_id, missing)
+
+    async def _resume(self) -> None:
+        """Find what was missed since earlier runs; the feed may have begun already."""
+        if not self._to_resume:
+            return
+        products = sorted(self._to_resume)
+        left_off = await self._ledger.left_off(products)
+        self._to_resume.difference_update(products)
+        for product_id, left in left_off.items():
+            self._tracker.resume(product_id, left.covered)
+            for trade_id in left.came_since:
+                self._tracker.observe(product_id, trade_id)
+            self._gaps.add(product_id, time.monotonic())
+            log.info("resumed", product_id=product_id, after=left.covered[-1].last)
+
+    async def _record(self, product_id: str, missing: list[IdRange]) -> None:
+        highest = self._tracker.highest(product_id)
+        parts: dict[FoundBy, list[IdRange]] = {"jump": [], "announced": []}
+        for part in missing:
+            parts["announced" if part.first > highest else "jump"].append(part)
+        for found_by, ranges in parts.items():
+            if not ranges:
+                continue
+            recorded = await self._ledger.record(product_id, ranges, found_by)
+            self._tracker.forget(product_id, ranges)
+            if recorded:
+                log.warning(
+                    "gap_found",
+                    product_id=product_id,
+                    first=recorded[0].first,
+                    last=recorded[-1].last,
+                    trades=count(recorded),
+                    found_by=found_by,
+                )
+                self._on_gap()
+
+    async def _keep_coverage(self) -> None:
+        self._open = await self._ledger.open_trades()
+        # In this order: what comes after the snapshot gets higher ids.
+        bronze_id = await self._ledger.last_bronze_id()
+        accounted_for, taken = self._tracker.accounted_for(), self._writer.taken
+        while self._writer.done < taken:  # noqa: ASYNC110  (seldom, and no hurry)
+            await asyncio.sleep(0.1)
+        news = {
+            product_id: ranges
+            for product_id, ranges in accounted_for.items()
+            if self._covered.get(product_id) != ranges
+        }
+        if news:
+            await self._ledger.cover(news, bronze_id)
+            self._covered |= news
+
+    async def _check_ids(self) -> None:
+        while self._to_check:
+            product_id = self._to_check.pop()
+            try:
+                newest = await self._rest.trades(product_id, limit=1)
+            except RestRefusedError as error:
+                log.warning("ids_not_checked", product_id=product_id, reason=str(error))
+                continue
+            if newest and self._tracker.announce(product_id, newest[0].trade_id):
+                self._gaps.add(product_id, time.monotonic())
