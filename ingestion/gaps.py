@@ -219,6 +219,15 @@ _OPEN_TRADES = """
     group by product_id
 """
 
+_AWAY = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    # asyncpg raises it where the server ends a connection in an unlucky moment.
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
 
 @dataclass(frozen=True)
 class LeftOff:
@@ -274,11 +283,9 @@ class GapLedger:
             try:
                 async with asyncio.timeout(COMMAND_SECONDS), self._connection.transaction():
                     yield self._connection
-            except TimeoutError as error:
-                # It may be dead without having said so.
+            except _AWAY as error:
+                # After any failure only a new connection is to be trusted.
                 self.close()
-                raise LedgerAwayError(f"no answer in {COMMAND_SECONDS:g} s") from error
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
                 raise LedgerAwayError(str(error) or type(error).__name__) from error
 
     async def left_off(self, products: Sequence[str]) -> dict[str, LeftOff]:

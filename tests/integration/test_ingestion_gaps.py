@@ -19,7 +19,7 @@ from ingestion.errors import BackfillError, LedgerAwayError
 from ingestion.gaps import GapLedger
 from ingestion.repair import Repairer
 from simulator.exchange import Exchange, ExchangeConfig
-from simulator.market import PRODUCTS, micros
+from simulator.market import micros
 
 BTC = "BTC-USD"
 END = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
@@ -382,9 +382,9 @@ async def test_ids_missed_while_nobody_listened_are_due(ledger: GapLedger) -> No
     assert await ledger.due() == {BTC: [IdRange(newest - 799, newest - 11)]}
 
 
-@pytest.mark.parametrize(
-    ("request_", "told"),
-    [
+@pytest.mark.postgres18_only
+async def test_a_request_that_makes_no_sense_changes_nothing(ledger: GapLedger, admin: Any) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"from_id": 9, "to_id": 8}, "--from-id 9 is above --to-id 8"),
         ({}, "give either --from-id or --since"),
         ({"from_id": 1, "since": END}, "give either --from-id or --since"),
@@ -393,15 +393,11 @@ async def test_ids_missed_while_nobody_listened_are_due(ledger: GapLedger) -> No
         ({"from_id": 1, "to_id": 10**15}, "there is no 10{15} yet"),
         ({"product_id": "NO-USD", "from_id": 1}, "no trades of 'NO-USD'.*NotFound"),
         ({"product_id": "YFI-USD", "from_id": 1}, "no trades of YFI-USD"),
-    ],
-)
-async def test_a_request_that_makes_no_sense_changes_nothing(
-    ledger: GapLedger, admin: Any, request_: dict[str, Any], told: str
-) -> None:
+    ]
     async with exchange() as server, RestClient(server.rest_url) as rest:
-        with pytest.raises(BackfillError, match=told):
-            await backfill(ledger, rest, **{"product_id": BTC, **request_})
+        for request, told in refused:
+            with pytest.raises(BackfillError, match=told):
+                await backfill(ledger, rest, **{"product_id": BTC, **request})
 
     assert await gaps(admin) == []
     assert await admin.fetchval("select count(*) from bronze.trade_coverage") == 0
-    assert set(PRODUCTS) >= {BTC, "YFI-USD"}
