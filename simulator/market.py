@@ -99,7 +99,7 @@ _CATALOGUE = (
 )
 
 PRODUCTS = {product.id: product for product in _CATALOGUE}
-"""All products of the simulated exchange; YFI-USD is delisted."""
+"""All products of the simulated exchange; YFI-USD was delisted at the epoch."""
 
 DEFAULT_PRODUCT_IDS = tuple(PRODUCTS)[:10]
 """Ten products that make about 340,000 trades in any 24 hours."""
