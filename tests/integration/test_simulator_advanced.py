@@ -221,6 +221,17 @@ async def test_a_replay_delivers_every_trade_once_and_finishes():
             assert len(ids) == span.count > 300
 
 
+async def test_the_last_trades_come_when_the_tape_ends_within_a_tenth_of_a_second():
+    async with Exchange(REPLAY) as probe:
+        tape = probe.market["BTC-USD"]
+        last = tape.trade(tape.last_trade_id(probe.market_time) + 300)
+    end = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=last.time + 1)
+    async with Exchange(replace(REPLAY, end=end)) as exchange:
+        async with reader(exchange, "BTC-USD") as socket:
+            frames = [json.loads(frame) for frame in await read_all(exchange, socket)]
+        assert max(ids_of(frames, "BTC-USD")) == exchange.status().trades["BTC-USD"].last_id
+
+
 async def test_an_update_holds_what_one_product_traded_in_a_tenth_of_a_second():
     async with Exchange(REPLAY) as exchange, reader(exchange, "BTC-USD", "ETH-USD") as socket:
         frames = [json.loads(frame) for frame in await read_all(exchange, socket)]
@@ -308,6 +319,30 @@ async def test_one_feed_can_die_while_the_other_goes_on(dying, how):
                 await asyncio.wait_for(alive.recv(), 5)
 
 
+async def test_a_replay_stands_still_while_its_only_feed_is_silent():
+    async with Exchange(REPLAY) as exchange, reader(exchange, "BTC-USD") as socket:
+        await socket.recv()
+        exchange.advanced.silent = True
+        await asyncio.sleep(0.1)
+        begin = exchange.market_time
+        await asyncio.sleep(0.1)
+        assert exchange.market_time == begin
+        assert not exchange.finished
+
+
+async def test_a_silent_feed_stays_so_when_the_tape_ends():
+    config = replace(REPLAY, speed=600, advanced_faults=Faults(late=1, delay=10_000))
+    async with Exchange(config) as exchange, reader(exchange, "BTC-USD") as socket:
+        await receive(socket, "subscriptions")
+        exchange.advanced.silent = True
+        async with asyncio.timeout(5):
+            while not exchange.finished:  # noqa: ASYNC110  (a flag)
+                await asyncio.sleep(0.02)
+        assert exchange.status().advanced.frames_sent == 0
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(socket.recv(), 0.1)
+
+
 async def test_a_slow_reader_is_disconnected():
     impatient = replace(LIVE, speed=50_000, limits=replace(QUICK, unread_bytes=100_000))
     async with Exchange(impatient) as exchange, reader(exchange, "BTC-USD") as socket:
@@ -382,6 +417,8 @@ async def test_late_frames_can_be_late_by_market_time():
     config = replace(REPLAY, faults=faults, advanced_faults=faults)
     async with Exchange(config) as exchange, reader(exchange, "BTC-USD") as socket:
         frames = [json.loads(frame) for frame in await read_all(exchange, socket)]
+        count = exchange.status().trades["BTC-USD"].count
+    assert len(set(ids_of(frames, "BTC-USD"))) == count
     newest, waits = NOON, []
     for frame in frames:
         at = datetime.fromisoformat(frame["timestamp"])
