@@ -334,6 +334,7 @@ async def test_a_silent_feed_stays_so_when_the_tape_ends():
     config = replace(REPLAY, speed=600, advanced_faults=Faults(late=1, delay=10_000))
     async with Exchange(config) as exchange, reader(exchange, "BTC-USD") as socket:
         await receive(socket, "subscriptions")
+        await asyncio.sleep(0.2)  # in which frames are held back
         exchange.advanced.silent = True
         async with asyncio.timeout(5):
             while not exchange.finished:  # noqa: ASYNC110  (a flag)
@@ -401,6 +402,31 @@ def is_intact(frame: str | bytes) -> bool:
         )
     except (ValueError, KeyError, TypeError):
         return False
+
+
+async def test_the_feeds_do_not_drop_the_same_trades():
+    faults = Faults(dropped=0.2)
+    config = replace(REPLAY, faults=faults, advanced_faults=faults)
+    async with Exchange(config) as exchange, connect(exchange.ws_url) as socket:
+        channel = {"name": "matches", "product_ids": ["BTC-USD"]}
+        await socket.send(json.dumps({"type": "subscribe", "channels": [channel]}))
+        async with reader(exchange, "BTC-USD") as other, asyncio.timeout(10):
+            frames = await read_all(exchange, other)
+            matches = set()
+            while len(matches) < expected_matches(exchange):
+                matches.add(json.loads(await socket.recv()).get("trade_id"))
+        span = exchange.status().trades["BTC-USD"]
+    # The oldest trades are those of the snapshot alone.
+    first_id = min(matches - {None})
+    advanced = ids_of(map(json.loads, frames), "BTC-USD")
+    missing = set(range(first_id, span.last_id + 1)) - set(advanced)
+    assert len(missing) > 50
+    assert len(missing - matches) < len(missing) / 3
+
+
+def expected_matches(exchange: Exchange) -> int:
+    status = exchange.status()
+    return status.frames_sent + status.last_matches + 1  # frames without an id are one more
 
 
 async def test_the_same_seed_spoils_the_same_frames():

@@ -304,6 +304,13 @@ async def test_without_drops_every_trade_arrives_despite_the_other_faults():
         assert len(genuine) == exchange.status().trades["BTC-USD"].count
 
 
+async def test_what_is_held_back_comes_when_the_tape_ends():
+    config = replace(REPLAY, faults=Faults(late=1, delay=10_000))
+    async with Exchange(config) as exchange, reader(exchange, "BTC-USD") as socket:
+        frames = await read_all(exchange, socket)
+        assert len(frames) == exchange.status().trades["BTC-USD"].count > 300
+
+
 async def test_a_dropped_connection_ends_without_a_closing_handshake():
     async with Exchange(LIVE) as exchange, reader(exchange, "BTC-USD") as socket:
         await receive(socket, "match")
