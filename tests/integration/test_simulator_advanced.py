@@ -331,7 +331,7 @@ async def test_a_replay_stands_still_while_its_only_feed_is_silent():
 
 
 async def test_a_silent_feed_stays_so_when_the_tape_ends():
-    config = replace(REPLAY, speed=600, advanced_faults=Faults(late=1, delay=10_000))
+    config = replace(REPLAY, speed=600, advanced_faults=Faults(late=1, late_by=timedelta(days=999)))
     async with Exchange(config) as exchange, reader(exchange, "BTC-USD") as socket:
         await receive(socket, "subscriptions")
         await asyncio.sleep(0.2)  # in which frames are held back
