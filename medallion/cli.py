@@ -238,29 +238,31 @@ def simulate(
     ] = None,
     until_stdin_ends: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Run a local Coinbase Exchange, WebSocket and REST, until stopped."""
+    """Run a local Coinbase until stopped: both WebSocket feeds and REST."""
     from simulator.exchange import Exchange, ExchangeConfig  # noqa: PLC0415  (--help is quick)
     from simulator.faults import Faults  # noqa: PLC0415
     from simulator.recording import Recording, RecordingServer  # noqa: PLC0415
     from simulator.server import FeedServer, run  # noqa: PLC0415
 
     def ready(server: FeedServer) -> None:
-        errors.print(f"WebSocket  {server.ws_url}\nREST       {server.rest_url}\nCtrl-C stops it.")
+        for what, address in server.addresses.items():
+            errors.print(f"{what:20}{address}")
+        errors.print("Ctrl-C stops it.")
 
     try:
         server: FeedServer
         if recording:
             server = RecordingServer(Recording.load(recording), port=port)
         else:
+            faults = Faults(duplicates=duplicates, late=late, dropped=dropped, malformed=malformed)
             config = ExchangeConfig(
                 seed=seed,
                 start=_utc(start),
                 end=_utc(end),
                 speed=_market_speed(speed),
                 port=port,
-                faults=Faults(
-                    duplicates=duplicates, late=late, dropped=dropped, malformed=malformed
-                ),
+                faults=faults,
+                advanced_faults=faults,
             )
             server = Exchange(config)
     except ValueError as error:

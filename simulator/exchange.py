@@ -3,25 +3,31 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Self
+from itertools import islice
+from typing import Any, Self
 
 from websockets.http11 import Response
 
-from simulator.faults import FaultInjector, Faults, Frame
+from simulator.advanced_feed import AdvancedFeed
+from simulator.exchange_feed import ExchangeFeed
+from simulator.faults import FaultInjector, Faults, Outgoing
 from simulator.frames import (
     heartbeat_frame,
     iso,
     match_frame,
     rest_candle,
     rest_product,
+    rest_row,
     rest_trade,
 )
 from simulator.market import DAY, PRODUCTS, SECOND, Market, Product, Trade, candle_of, micros
 from simulator.server import (
+    AdvancedCounts,
     BadRequestError,
+    Feed,
     FeedServer,
     Limits,
     Offered,
@@ -30,6 +36,9 @@ from simulator.server import (
     json_response,
     not_found,
 )
+
+ADVANCED_PATH = "/advanced"
+"""Where the Advanced Trade feed is; it has a host of its own at Coinbase."""
 
 GRANULARITIES = (60, 300, 900, 3600, 21600, 86400)
 """The candle lengths Coinbase offers, in seconds."""
@@ -47,8 +56,9 @@ class ExchangeConfig:
 
     `start`: market time when it opens, now if None. `end`: market time when the tape stops, never
     if None; heartbeats go on. `speed`: seconds of market time per second, or None for as fast as
-    the readers take it: then the clock stands still while nobody is subscribed or the server is
-    silent, and no slow reader is disconnected. `port`: 0 picks a free one.
+    the readers take it: then the clock stands still while nobody is subscribed to a feed that is
+    not silent, and no slow reader is disconnected. `port`: 0 picks a free one. `faults` are those
+    of the Exchange feed. `absent`: ids, by product, that were never given to a trade.
 
     Raises:
         ValueError: If the speed is not above 0, the end is not after the start, or a time has no
@@ -61,6 +71,8 @@ class ExchangeConfig:
     speed: float | None = 1.0
     port: int = 0
     faults: Faults = field(default_factory=Faults)
+    advanced_faults: Faults = field(default_factory=Faults)
+    absent: Mapping[str, Collection[int]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     products: tuple[Product, ...] = tuple(PRODUCTS.values())
 
@@ -73,15 +85,22 @@ class ExchangeConfig:
 
 
 class Exchange(FeedServer):
-    """Coinbase Exchange on a loopback port: `async with Exchange(config) as exchange`."""
+    """Coinbase on a loopback port: `async with Exchange(config) as exchange`.
+
+    `feed` is the Exchange feed, `advanced` the Advanced Trade feed: each can be silenced or cut
+    alone.
+    """
 
     def __init__(self, config: ExchangeConfig | None = None) -> None:
         self.config = config or ExchangeConfig()
         super().__init__(self.config.port, self.config.limits)
-        self.market = Market(self.config.seed, self.config.products)
+        self.market = Market(self.config.seed, self.config.products, self.config.absent)
         self.market_time = micros(self.config.start or datetime.now(UTC))
         self.finished = False
-        self._end = None if self.config.end is None else micros(self.config.end)
+        self.end = None if self.config.end is None else micros(self.config.end)
+        self.feed = ExchangeFeed(self.limits, self.spawn, self)
+        self.advanced = AdvancedFeed(self.limits, self.spawn, self, self.config.advanced_faults)
+        self.feeds = (self.feed, self.advanced)
         self._injector = FaultInjector(self.config.faults)
         self._first_ids: dict[str, int] = {}
 
@@ -90,34 +109,79 @@ class Exchange(FeedServer):
         self.spawn(self._run_market())
         return self
 
+    @property
+    def advanced_ws_url(self) -> str:
+        """The address for sockets of the Advanced Trade feed."""
+        return self.ws_url + ADVANCED_PATH
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """All addresses, by what is there."""
+        return {
+            "WebSocket": self.ws_url,
+            "Advanced WebSocket": self.advanced_ws_url,
+            "REST": self.rest_url,
+        }
+
     def status(self) -> Status:
         """Return what the market offered and what was sent.
 
-        A product's `trades` begin with the `last_match` of its first subscription and end with
-        the newest trade the market has made, whether or not anybody was connected in between.
+        A product's `trades` begin with the `last_match` of its first subscription, or with the
+        oldest trade of a snapshot if that is older, and end with the newest trade the market has
+        made, whether or not anybody was connected in between.
         """
         trades = {}
         for product_id, first in self._first_ids.items():
-            last = self.market[product_id].last_trade_id(self.market_time)
-            trades[product_id] = Offered(first, last, last - first + 1)
-        counts = self.counts
+            tape = self.market[product_id]
+            last = tape.last_trade_id(self.market_time)
+            trades[product_id] = Offered(first, last, tape.count(first, last))
+        counts, advanced = self.feed.counts, self.advanced.counts
         return Status(
             finished=self.finished,
             market_time=iso(self.market_time),
             trades=trades,
             last_matches=counts["last_match"],
-            frames_sent=sum(counts[k] for k in ("match", "duplicate", "late", "malformed")),
+            frames_sent=_sent(counts),
             duplicates=counts["duplicate"],
             late=counts["late"],
             malformed=counts["malformed"],
             dropped=counts["dropped"],
+            advanced=AdvancedCounts(
+                snapshots=advanced["snapshot"],
+                frames_sent=_sent(advanced),
+                duplicates=advanced["duplicate"],
+                late=advanced["late"],
+                malformed=advanced["malformed"],
+                dropped=advanced["dropped"],
+            ),
         )
+
+    def trades(self, product_id: str, first_id: int, last_id: int) -> Iterator[dict[str, Any]]:
+        """Yield the trades made so far between two ids, both included, in id order.
+
+        Each is a row as REST shows it, with its product_id. About 5 s for a million.
+        """
+        tape = self.market[product_id]
+        made = min(last_id, tape.last_trade_id(self.market_time))
+        return map(rest_row, tape.trades(first_id, made))
+
+    def list_product(self, product: Product) -> None:
+        """Open trading of a new product, now and with trade id 1.
+
+        Raises:
+            ValueError: If there is such a product already.
+        """
+        self.market.list_product(product, self.market_time)
+
+    def delist(self, product_id: str) -> None:
+        """End trading of a product now. Whoever is subscribed stays so; REST keeps its trades."""
+        self.market.delist(product_id, self.market_time)
 
     # Sockets.
 
-    def accepts_path(self, path: str) -> bool:
-        """Coinbase serves its feed at any path."""
-        return bool(path)
+    def feed_at(self, path: str) -> Feed[Any]:
+        """Coinbase serves a feed at any path of its host."""
+        return self.advanced if path == ADVANCED_PATH else self.feed
 
     def refusal(self, product_id: str) -> str | None:
         """Return Coinbase's reason for refusing a product."""
@@ -131,10 +195,16 @@ class Exchange(FeedServer):
         for product_id in product_ids:
             tape = self.market[product_id]
             last_id = tape.last_trade_id(self.market_time)
-            if last_id and not self.silent:
-                self._first_ids.setdefault(product_id, last_id)
-                self.send(reader, [match_frame(tape.trade(last_id), "last_match")])
-                self.counts["last_match"] += 1
+            if self.feed.silent:
+                continue
+            self.offered(product_id, max(last_id, 1))
+            if last_id:
+                self.feed.send(reader, [match_frame(tape.trade(last_id), "last_match")])
+                self.feed.counts["last_match"] += 1
+
+    def offered(self, product_id: str, first_id: int) -> None:
+        """Note that a client has a product's trades from this id on."""
+        self._first_ids[product_id] = min(self._first_ids.get(product_id, first_id), first_id)
 
     def heartbeat(self, product_id: str) -> bytes:
         """Return the product's heartbeat with the newest trade id the market has made."""
@@ -145,10 +215,10 @@ class Exchange(FeedServer):
         loop = asyncio.get_running_loop()
         speed = self.config.speed
         began, offset = loop.time(), self.market_time
-        while self._end is None or self.market_time < self._end:
+        while self.end is None or self.market_time < self.end:
             step = self._chunk_length()
             if speed is None:
-                if self.silent or not self._wanted():
+                if not self._wanted():
                     await asyncio.sleep(_TICK)
                     continue
                 self._advance(self.market_time + step)
@@ -158,16 +228,17 @@ class Exchange(FeedServer):
                     await asyncio.sleep(_TICK)
                 due = offset + int((loop.time() - began) * speed * SECOND)
                 self._advance(min(due, self.market_time + step))
-                self._disconnect_slow_readers()
+                for feed in self.feeds:
+                    feed.disconnect_slow_readers()
             await asyncio.sleep(0)
-        self._broadcast(self._injector.flush())
+        self.feed.broadcast(self._injector.flush())
+        self.advanced.flush()
         await self._drain()
         self.finished = True
 
-    def _wanted(self) -> list[str]:
-        """Return the products somebody gets matches of."""
-        readers = (reader for reader in self.readers if reader.open)
-        return list({p: None for reader in readers for p in reader.products("matches")})
+    def _wanted(self) -> set[str]:
+        """Return the products somebody gets trades of."""
+        return {*self.feed.wanted("matches"), *self.advanced.wanted("market_trades")}
 
     def _chunk_length(self) -> int:
         """Return the market time in which about 500 wanted trades are made."""
@@ -176,33 +247,16 @@ class Exchange(FeedServer):
 
     def _advance(self, until: int) -> None:
         """Move the clock and send the trades in between, without giving way to other tasks."""
-        until = until if self._end is None else min(until, self._end)
-        trades = [] if self.silent else self.market.between(self._wanted(), self.market_time, until)
-        self.market_time = until
-        self._broadcast(self._injector.apply(trades))
-
-    def _broadcast(self, frames: Iterable[Frame]) -> None:
-        frames = list(frames)
-        products = {frame.product_id for frame in frames}
-        if self.silent or not frames:
-            return
-        for reader in filter(lambda reader: reader.open, self.readers):
-            subscribed = reader.products("matches")
-            own = frames
-            if not products <= subscribed.keys():
-                own = [frame for frame in frames if frame.product_id in subscribed]
-            self.counts.update(frame.kind for frame in own)
-            reader.write(frame for frame in own if frame.kind != "dropped")
+        after = self.market_time
+        self.market_time = until if self.end is None else min(until, self.end)
+        trades = self.market.between(self.feed.wanted("matches"), after, self.market_time)
+        matches = (Outgoing(t.product_id, t.trade_id, t.time, match_frame(t)) for t in trades)
+        self.feed.broadcast(self._injector.apply(matches))
+        self.advanced.publish(after, self.market_time)
 
     async def _drain(self) -> None:
-        for reader in tuple(self.readers):
-            await reader.drain()
-
-    def _disconnect_slow_readers(self) -> None:
-        for reader in self.readers:
-            if reader.unread_bytes > self.limits.unread_bytes and reader.channels:
-                reader.channels.clear()
-                self.spawn(self.refuse(reader, "ErrSlowConsume"))
+        for feed in self.feeds:
+            await feed.drain()
 
     # REST.
 
@@ -226,12 +280,10 @@ class Exchange(FeedServer):
         match list(rest):
             case []:
                 return json_response(json.dumps(rest_product(product)))
-            case ["trades"] if product.online:
+            case ["trades"]:
                 return self._trades(product_id, query)
-            case ["candles"] if product.online:
+            case ["candles"]:
                 return await self._candles(product_id, query)
-            case ["trades" | "candles"]:
-                return json_response("[]")
         return not_found()
 
     def _trades(self, product_id: str, query: Mapping[str, str]) -> Response:
@@ -242,11 +294,12 @@ class Exchange(FeedServer):
         if limit < 1:
             raise BadRequestError(f"limit has to be at least 1, not {limit}")
         last_id = min(_whole(query, "after", newest + 1) - 1, newest)
-        first_id = max(_whole(query, "before", 0) + 1, last_id - limit + 1, 1)
-        rows = [rest_trade(trade) for trade in tape.trades(first_id, last_id)]
-        rows.reverse()
-        cursors = {"CB-BEFORE": str(last_id), "CB-AFTER": str(first_id)} if rows else {}
-        return json_response(f"[{','.join(rows)}]", headers=cursors)
+        first_id = _whole(query, "before", 0) + 1
+        page = list(islice(tape.newest_first(last_id, first_id), limit))
+        cursors = {}
+        if page:
+            cursors = {"CB-BEFORE": str(page[0].trade_id), "CB-AFTER": str(page[-1].trade_id)}
+        return json_response(f"[{','.join(map(rest_trade, page))}]", headers=cursors)
 
     async def _candles(self, product_id: str, query: Mapping[str, str]) -> Response:
         """Return candles, newest first, of the buckets from `start` to `end`, both included.
@@ -284,6 +337,10 @@ class Exchange(FeedServer):
             trades += tape.trades(low, min(low + _TRADES_BETWEEN_BREATHS - 1, last_id))
             await asyncio.sleep(0)
         return trades
+
+
+def _sent(counts: Mapping[str, int]) -> int:
+    return sum(counts[kind] for kind in ("intact", "duplicate", "late", "malformed"))
 
 
 def _whole(query: Mapping[str, str], name: str, default: int) -> int:

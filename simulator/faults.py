@@ -1,20 +1,30 @@
 """What can go wrong with frames on their way: sent twice, late, not at all, or unreadable ones.
 
-Which trades are hit depends on the seed, the product and the trade id alone. A trade suffers at
-most one fault.
+Which frames are hit depends on the seed, the product and the trade id alone. A frame suffers at
+most one fault. REST has faults of its own, by the number of the request.
 """
 
 import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import blake2b
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from simulator.frames import match_frame
-from simulator.market import Trade
+from simulator.market import SECOND
 
-FrameKind = Literal["match", "duplicate", "late", "malformed", "dropped"]
+FrameKind = Literal["intact", "duplicate", "late", "malformed", "dropped"]
+RestFault = Literal["too_many", "failing", "hanging", "truncated"]
+
+
+class Outgoing(NamedTuple):
+    """A frame about to be sent: its newest trade's id, and its market time."""
+
+    product_id: str
+    trade_id: int
+    time: int
+    payload: bytes
 
 
 class Frame(NamedTuple):
@@ -22,20 +32,23 @@ class Frame(NamedTuple):
 
     product_id: str
     payload: bytes
-    kind: FrameKind = "match"
+    kind: FrameKind = "intact"
     binary: bool = False
 
 
 @dataclass(frozen=True)
 class Faults:
-    """Shares of the trades that suffer each fault, between 0 and 1.
+    """Shares of the frames that suffer each fault, between 0 and 1.
 
-    `duplicates` are sent at once and a second time later; `late` ones are sent only later, after
-    at most `delay` further trades; `dropped` ones are never sent, though REST has them; after
-    `malformed` ones an extra, unreadable frame follows, now and then one of 1 MB if `giant`.
+    `duplicates` are sent at once and a second time later; `late` ones are sent only later;
+    `dropped` ones are never sent, though REST has their trades; after `malformed` ones an extra,
+    unreadable frame follows, now and then one of 1 MB if `giant`. Later is after at most `delay`
+    further frames; for late ones after up to `late_by` of market time instead, if it is given.
+    Each is late by a time of its own, so late frames come in no order.
 
     Raises:
-        ValueError: If a share is out of range, the shares exceed 1, or the delay is below 1.
+        ValueError: If a share is out of range, the shares exceed 1, or a delay is below 1 frame or
+            not above 0 seconds.
     """
 
     duplicates: float = 0.0
@@ -44,6 +57,7 @@ class Faults:
     malformed: float = 0.0
     giant: bool = False
     delay: int = 200
+    late_by: timedelta | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,7 +66,9 @@ class Faults:
             names = "duplicates, late, dropped, malformed"
             raise ValueError(f"Shares of faults lie in 0 to 1, also together; {names}: {shares}.")
         if self.delay < 1:
-            raise ValueError(f"A late frame is at least 1 trade late, not {self.delay}.")
+            raise ValueError(f"A late frame is at least 1 frame late, not {self.delay}.")
+        if self.late_by is not None and self.late_by <= timedelta(0):
+            raise ValueError(f"Late frames are late by more than 0 seconds, not {self.late_by}.")
 
     @property
     def active(self) -> bool:
@@ -60,30 +76,93 @@ class Faults:
         return bool(self.duplicates or self.late or self.dropped or self.malformed)
 
 
-def _changed(**changes: object) -> Callable[[Trade], bytes]:
-    """Build match frames with some values replaced by bad ones."""
-    return lambda trade: json.dumps(json.loads(match_frame(trade)) | changes).encode()
+@dataclass(frozen=True)
+class RestFaults:
+    """Shares of the REST answers that suffer each fault, between 0 and 1.
+
+    `too_many` are 429 with a Retry-After of `retry_after` seconds; `failing` are 500; `hanging`
+    come after `hang_seconds`, or never if that is None (the connection is cut after 30 s); of
+    `truncated` ones half the JSON is missing. Which requests are hit depends on the seed and the
+    number of the request.
+
+    Raises:
+        ValueError: If a share is out of range, or the shares exceed 1.
+    """
+
+    too_many: float = 0.0
+    failing: float = 0.0
+    hanging: float = 0.0
+    truncated: float = 0.0
+    retry_after: int = 1
+    hang_seconds: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        shares = [share for share, _ in self._shares]
+        if min(shares) < 0 or sum(shares) > 1:
+            names = ", ".join(name for _, name in self._shares)
+            raise ValueError(f"Shares of faults lie in 0 to 1, also together; {names}: {shares}.")
+
+    def of(self, number: int) -> RestFault | None:
+        """Return the fault of the request with this number, if it suffers one."""
+        luck, _ = _roll(f"{self.seed}/rest/{number}")
+        for share, fault in self._shares:
+            if luck < share:
+                return fault
+            luck -= share
+        return None
+
+    @property
+    def _shares(self) -> tuple[tuple[float, RestFault], ...]:
+        return (
+            (self.too_many, "too_many"),
+            (self.failing, "failing"),
+            (self.hanging, "hanging"),
+            (self.truncated, "truncated"),
+        )
 
 
-def _without(key: str) -> Callable[[Trade], bytes]:
-    def build(trade: Trade) -> bytes:
-        fields = json.loads(match_frame(trade))
-        del fields[key]
+def _trade_in(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the trade that a frame is, or the newest of those it carries."""
+    trade: dict[str, Any] = fields["events"][0]["trades"][0] if "events" in fields else fields
+    return trade
+
+
+def _changed(**changes: object) -> Callable[[bytes], bytes]:
+    """Replace some values of a trade by bad ones."""
+
+    def build(payload: bytes) -> bytes:
+        fields = json.loads(payload)
+        _trade_in(fields).update(changes)
         return json.dumps(fields).encode()
 
     return build
 
 
+def _without(key: str) -> Callable[[bytes], bytes]:
+    def build(payload: bytes) -> bytes:
+        fields = json.loads(payload)
+        del _trade_in(fields)[key]
+        return json.dumps(fields).encode()
+
+    return build
+
+
+def _first_field(payload: bytes) -> bytes:
+    """Keep only what says which kind of frame it is."""
+    return payload.partition(b",")[0] + b"}"
+
+
 NOT_UTF8 = "not_utf8"
 GIANT = "giant"
 
-MALFORMED: dict[str, Callable[[Trade], bytes]] = {
-    "cut_off": lambda trade: match_frame(trade)[:90],
+MALFORMED: dict[str, Callable[[bytes], bytes]] = {
+    "cut_off": lambda payload: payload[:90],
     "not_json": lambda _: b"upstream connect error or disconnect/reset before headers",
     "empty": lambda _: b"",
-    "array": lambda trade: b"[" + match_frame(trade) + b"]",
-    "number": lambda trade: str(trade.trade_id).encode(),
-    "no_fields": lambda _: b'{"type":"match"}',
+    "array": lambda payload: b"[" + payload + b"]",
+    "number": lambda _: b"1100253488",
+    "no_fields": _first_field,
     "nul_escape": _changed(side="sell\0"),
     "price_text": _changed(price="abc"),
     "price_empty": _changed(price=""),
@@ -100,63 +179,82 @@ MALFORMED: dict[str, Callable[[Trade], bytes]] = {
     "time_impossible": _changed(time="2026-02-30T25:61:61.000000Z"),
     "trade_id_text": _changed(trade_id="abc"),
     "trade_id_null": _changed(trade_id=None),
-    NOT_UTF8: lambda trade: match_frame(trade).replace(b'"side":"', b'"side":"\xff\xfe'),
+    NOT_UTF8: lambda payload: payload.replace(b'"side":"', b'"side":"\xff\xfe'),
     GIANT: _changed(price="abc", note="x" * 1_000_000),
 }
-"""Unreadable frames by what is wrong with them; none can ever pass for a valid trade.
+"""Frames made unreadable, by what is wrong with them; none can ever pass for a valid trade.
 
-A text frame that is not UTF-8 would make the client close the connection (RFC 6455, 8.1), so
-that one is sent as a binary frame.
+Of a frame with many trades, a bad value stands in one; the others are as they were. A text frame
+that is not UTF-8 would make the client close the connection (RFC 6455, 8.1), so that one is sent
+as a binary frame.
 """
 
 
 class FaultInjector:
-    """Turns trades into frames, some of them faulty. Keeps the frames that are to come later."""
+    """Makes some frames faulty, and keeps those that are to come later.
 
-    def __init__(self, faults: Faults) -> None:
+    Injectors with the same faults but another `salt` hit other frames.
+    """
+
+    def __init__(self, faults: Faults, salt: str = "") -> None:
         self._faults = faults
+        self._key = f"{faults.seed}/{salt}"
         self._kinds = tuple(kind for kind in MALFORMED if faults.giant or kind != GIANT)
+        # By the number of the frame that they follow, and by market time.
         self._held: list[tuple[int, int, Frame]] = []
-        self._trades = 0
+        self._held_by_time: list[tuple[int, int, Frame]] = []
+        self._passed = 0
 
-    def apply(self, trades: Iterable[Trade]) -> Iterator[Frame]:
-        """Yield the frames that go out with these trades."""
+    def apply(self, frames: Iterable[Outgoing]) -> Iterator[Frame]:
+        """Yield the frames that go out with these ones."""
         if not self._faults.active:
-            yield from (Frame(trade.product_id, match_frame(trade)) for trade in trades)
+            yield from (Frame(frame.product_id, frame.payload) for frame in frames)
             return
-        for trade in trades:
-            self._trades += 1
-            yield from self._frames(trade)
-            while self._held and self._held[0][0] <= self._trades:
-                yield heapq.heappop(self._held)[2]
+        for frame in frames:
+            self._passed += 1
+            yield from self._frames(frame)
+            yield from _released(self._held, self._passed)
+            yield from _released(self._held_by_time, frame.time)
 
     def flush(self) -> Iterator[Frame]:
         """Yield all frames still held back."""
-        while self._held:
-            yield heapq.heappop(self._held)[2]
+        for held in (self._held, self._held_by_time):
+            while held:
+                yield heapq.heappop(held)[2]
 
-    def _frames(self, trade: Trade) -> Iterator[Frame]:
-        faults, product_id = self._faults, trade.product_id
-        luck, choice = _roll(faults.seed, product_id, trade.trade_id)
-        due = self._trades + 1 + choice % faults.delay
-        frame = Frame(product_id, match_frame(trade))
+    def _frames(self, outgoing: Outgoing) -> Iterator[Frame]:
+        faults, product_id = self._faults, outgoing.product_id
+        luck, choice = _roll(f"{self._key}{product_id}/{outgoing.trade_id}")
+        due = self._passed + 1 + choice % faults.delay
+        frame = Frame(product_id, outgoing.payload)
         if luck < faults.dropped:
             yield frame._replace(kind="dropped")
             return
         luck -= faults.dropped
         if luck < faults.late:
-            heapq.heappush(self._held, (due, self._trades, frame._replace(kind="late")))
+            late = frame._replace(kind="late")
+            if faults.late_by is None:
+                heapq.heappush(self._held, (due, self._passed, late))
+            else:
+                wait = choice * int(faults.late_by.total_seconds() * SECOND) >> 32
+                heapq.heappush(self._held_by_time, (outgoing.time + wait, self._passed, late))
             return
         luck -= faults.late
         yield frame
         if luck < faults.duplicates:
-            heapq.heappush(self._held, (due, self._trades, frame._replace(kind="duplicate")))
+            heapq.heappush(self._held, (due, self._passed, frame._replace(kind="duplicate")))
         elif luck < faults.duplicates + faults.malformed:
             kind = self._kinds[choice % len(self._kinds)]
-            yield Frame(product_id, MALFORMED[kind](trade), "malformed", binary=kind == NOT_UTF8)
+            payload = MALFORMED[kind](outgoing.payload)
+            yield Frame(product_id, payload, "malformed", binary=kind == NOT_UTF8)
 
 
-def _roll(seed: int, product_id: str, trade_id: int) -> tuple[float, int]:
-    """Return a trade's luck, in [0, 1), and a further random number."""
-    digest = blake2b(f"{seed}/{product_id}/{trade_id}".encode(), digest_size=8).digest()
+def _released(held: list[tuple[int, int, Frame]], until: int) -> Iterator[Frame]:
+    while held and held[0][0] <= until:
+        yield heapq.heappop(held)[2]
+
+
+def _roll(key: str) -> tuple[float, int]:
+    """Return a key's luck, in [0, 1), and a further random number below 2**32."""
+    digest = blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little") / 2**32, int.from_bytes(digest[4:], "little")

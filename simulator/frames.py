@@ -1,4 +1,4 @@
-"""The text Coinbase Exchange sends, byte for byte as in recorded frames and its REST answers."""
+"""The text Coinbase sends, byte for byte as in recorded frames of both feeds and over REST."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,10 @@ from typing import Literal
 from simulator.market import SECOND, UNITS, Candle, Product, Trade
 
 Channel = Literal["matches", "heartbeat"]
-"""The channels served."""
+"""The channels of the Exchange feed."""
+
+AdvancedChannel = Literal["market_trades", "heartbeats"]
+"""The channels of the Advanced Trade feed."""
 
 
 def trimmed(units: int) -> str:
@@ -53,7 +56,59 @@ def heartbeat_frame(product_id: str, last_trade_id: int, sequence: int, time: in
     ).encode()
 
 
-def subscriptions_frame(channels: Mapping[Channel, Iterable[str]]) -> bytes:
+def trimmed_iso(time: int) -> str:
+    """Write market time with three to six decimals, as the Advanced Trade feed does."""
+    text = iso(time)[:-1]
+    return f"{text[:-3]}{text[-3:].rstrip('0')}Z"
+
+
+def _nanoseconds(time: int, between: str) -> str:
+    """Write nanoseconds since 1970 without trailing zeros, as Go does."""
+    seconds, rest = divmod(time, 1000 * SECOND)
+    text = f"{_second(seconds)}.{rest:09d}".rstrip("0").rstrip(".")
+    return text.replace("T", between)
+
+
+def advanced_frame(
+    channel: AdvancedChannel | Literal["subscriptions"], time: int, sequence_num: int, event: str
+) -> bytes:
+    """Return a frame of the Advanced Trade feed; `time` in nanoseconds since 1970."""
+    return (
+        f'{{"channel":"{channel}","timestamp":"{_nanoseconds(time, "T")}Z",'
+        f'"sequence_num":{sequence_num},"events":[{event}]}}'
+    ).encode()
+
+
+def market_trades_event(kind: Literal["snapshot", "update"], trades: Iterable[Trade]) -> str:
+    """Return the event of a `market_trades` frame; Coinbase gives the newest trade first."""
+    listed = ",".join(
+        f'{{"product_id":"{trade.product_id}","trade_id":"{trade.trade_id}",'
+        f'"price":"{trimmed(trade.price)}","size":"{trimmed(trade.size)}",'
+        f'"time":"{trimmed_iso(trade.time)}","side":"{trade.side.upper()}"}}'
+        for trade in trades
+    )
+    return f'{{"type":"{kind}","trades":[{listed}]}}'
+
+
+def heartbeats_event(time: int, running: int, counter: int) -> str:
+    """Return the event of a `heartbeats` frame, at a time and after having run for so long.
+
+    Both in nanoseconds; the text is that of a Go time with its monotonic clock.
+    """
+    seconds, rest = divmod(running, 1000 * SECOND)
+    return (
+        f'{{"current_time":"{_nanoseconds(time, " ")} +0000 UTC m=+{seconds}.{rest:09d}",'
+        f'"heartbeat_counter":{counter}}}'
+    )
+
+
+def subscriptions_event(channels: Mapping[str, Iterable[str]]) -> str:
+    """Return the event that lists what a connection is subscribed to; `heartbeats` lists itself."""
+    listed = {name: list(channels[name]) for name in sorted(channels)}
+    return json.dumps({"subscriptions": listed}, separators=(",", ":"))
+
+
+def subscriptions_frame(channels: Mapping[str, Iterable[str]]) -> bytes:
     """Return the frame that lists all products a connection is subscribed to, by channel."""
     listed = [
         {"name": name, "product_ids": list(product_ids), "account_ids": None}
@@ -76,6 +131,18 @@ def rest_trade(trade: Trade) -> str:
         f'{{"trade_id":{trade.trade_id},"side":"{trade.side}","size":"{padded(trade.size)}",'
         f'"price":"{padded(trade.price)}","time":"{iso(trade.time)}"}}'
     )
+
+
+def rest_row(trade: Trade) -> dict[str, str | int]:
+    """Return the values of `rest_trade`, and the product that Coinbase leaves to the address."""
+    return {
+        "product_id": trade.product_id,
+        "trade_id": trade.trade_id,
+        "side": trade.side,
+        "size": padded(trade.size),
+        "price": padded(trade.price),
+        "time": iso(trade.time),
+    }
 
 
 def rest_candle(candle: Candle) -> str:

@@ -12,8 +12,8 @@ import hashlib
 import math
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count, takewhile
 from typing import Literal
@@ -50,7 +50,8 @@ class Product:
     """A product of the exchange and the character of its trading.
 
     `price` is the level at the epoch and `typical_value` roughly the median value of a trade,
-    both in quote currency; the increments and `max_size` are in units of 1e-8.
+    both in quote currency; the increments and `max_size` are in units of 1e-8. After
+    `delisted_at`, a market time, it makes no more trades.
     """
 
     id: str
@@ -61,7 +62,12 @@ class Product:
     first_trade_id: int
     typical_value: float
     max_size: int
-    online: bool = True
+    delisted_at: int | None = None
+
+    @property
+    def online(self) -> bool:
+        """Whether it still trades."""
+        return self.delisted_at is None
 
     @property
     def base_currency(self) -> str:
@@ -89,11 +95,11 @@ _CATALOGUE = (
     Product("AVAX-USD", 21.3, UNITS // 100, 1, 6_000, 52_700_000, 12, 10_000 * UNITS),
     Product("LTC-USD", 88, UNITS // 100, 1, 7_000, 129_400_000, 12, 4_000 * UNITS),
     Product("BTC-EUR", 71_000, UNITS // 100, 1, 9_000, 97_500_000, 20, 20 * UNITS),
-    Product("YFI-USD", 5_200, UNITS // 100, 100, 500, 9_800_000, 20, 20 * UNITS, online=False),
+    Product("YFI-USD", 5_200, UNITS // 100, 100, 500, 9_800_000, 20, 20 * UNITS, EPOCH),
 )
 
 PRODUCTS = {product.id: product for product in _CATALOGUE}
-"""All products of the simulated exchange; YFI-USD is delisted."""
+"""All products of the simulated exchange; YFI-USD was delisted at the epoch."""
 
 DEFAULT_PRODUCT_IDS = tuple(PRODUCTS)[:10]
 """Ten products that make about 340,000 trades in any 24 hours."""
@@ -158,10 +164,14 @@ def _order_id(digits: str) -> str:
 
 
 class Tape:
-    """The trades of one product, from its first id to the end of time."""
+    """The trades of one product, from its first id to the end of time, or to its delisting.
 
-    def __init__(self, seed: int, product: Product) -> None:
+    `absent` ids were never given to a trade: the exchange itself has nothing under them.
+    """
+
+    def __init__(self, seed: int, product: Product, absent: Collection[int] = ()) -> None:
         self.product = product
+        self._absent = frozenset(absent)
         self._key = f"{seed}/{product.id}/".encode()
         phases = struct.unpack("<32I", hashlib.shake_128(self._key).digest(128))
         angles = [phase / 2**32 * math.tau for phase in phases]
@@ -178,19 +188,22 @@ class Tape:
 
     def last_trade_id(self, at: int) -> int:
         """Return the id of the newest trade made at or before a market time; 0 if there is none."""
-        number = self._block_at(at)
-        block = self._block(number)
-        made = bisect_right(block, at, key=lambda trade: trade.time)
-        return max(number * _BLOCK + made - 1, 0)
+        delisted_at = self.product.delisted_at
+        last_id = self._last_id(at if delisted_at is None else min(at, delisted_at))
+        while last_id in self._absent:
+            last_id -= 1
+        return max(last_id, 0)
 
     def trade(self, trade_id: int) -> Trade:
         """Return the trade with this id, past or future.
 
         Raises:
-            ValueError: If the id is below 1.
+            ValueError: If the id is below 1, or absent.
         """
         if trade_id < 1:
             raise ValueError(f"Trade ids begin at 1, not {trade_id}.")
+        if trade_id in self._absent:
+            raise ValueError(f"{self.product.id} has no trade {trade_id}: its id is absent.")
         number, offset = divmod(trade_id, _BLOCK)
         return self._block(number)[offset]
 
@@ -198,25 +211,35 @@ class Tape:
         """Yield the trades from `first_id` to `last_id`, both included, in id order."""
         first_id = max(first_id, 1)
         for number in range(first_id // _BLOCK, last_id // _BLOCK + 1):
-            low = number * _BLOCK
-            yield from self._block(number)[max(first_id - low, 0) : last_id - low + 1]
+            yield from self._part(number, first_id, last_id)
+
+    def newest_first(self, last_id: int, first_id: int = 1) -> Iterator[Trade]:
+        """Yield the same trades from `last_id` down to `first_id`."""
+        first_id = max(first_id, 1)
+        for number in range(last_id // _BLOCK, first_id // _BLOCK - 1, -1):
+            yield from reversed(self._part(number, first_id, last_id))
+
+    def count(self, first_id: int, last_id: int) -> int:
+        """Count the trades from `first_id` to `last_id`, both included and at least 1."""
+        absent = sum(first_id <= trade_id <= last_id for trade_id in self._absent)
+        return last_id - first_id + 1 - absent
 
     def sequence(self, at: int) -> int:
         """Return the sequence number of a heartbeat at a market time, between those of trades."""
         number = self._block_at(at)
         start, end = self._edge(number), self._edge(number + 1)
-        index = self.last_trade_id(at) - number * _BLOCK
+        index = self._last_id(at) - number * _BLOCK
         elapsed = (at - start) * _SEQUENCE_SPREAD // (end - start)
         return number * _BLOCK * _SEQUENCE_PER_TRADE + elapsed + 2 * index + 1
 
-    def _made(self, at: int) -> float:
-        """Count the trades since the epoch: the integral of the seasonal rate, strictly rising."""
+    def made(self, at: int) -> float:
+        """Count the ids since the epoch: the integral of the seasonal rate, strictly rising."""
         days = (at - EPOCH) / DAY
         swing = math.sin(math.tau * days - self._season_phase) + math.sin(self._season_phase)
         return self.product.trades_per_day * (days + _SEASON * swing / math.tau)
 
     def _edge(self, number: int) -> int:
-        """Return the market time at which a block begins: `_made` inverted by Newton steps."""
+        """Return the market time at which a block begins: `made` inverted by Newton steps."""
         wanted = (number * _BLOCK - self.product.first_trade_id) / self.product.trades_per_day
         phase, offset = self._season_phase, math.sin(self._season_phase)
         days = wanted
@@ -230,10 +253,24 @@ class Tape:
         return EPOCH + round(days * DAY)
 
     def _block_at(self, at: int) -> int:
-        number = (self.product.first_trade_id + math.floor(self._made(at))) // _BLOCK
+        number = (self.product.first_trade_id + math.floor(self.made(at))) // _BLOCK
         if self._edge(number) > at:  # a microsecond's rounding at the edge
             return number - 1
         return number + 1 if self._edge(number + 1) <= at else number
+
+    def _last_id(self, at: int) -> int:
+        """Return the last id at a market time, were none absent and the product never delisted."""
+        number = self._block_at(at)
+        made = bisect_right(self._block(number), at, key=lambda trade: trade.time)
+        return number * _BLOCK + made - 1
+
+    def _part(self, number: int, first_id: int, last_id: int) -> list[Trade]:
+        """Return a block's trades between two ids."""
+        low = number * _BLOCK
+        part = self._block(number)[max(first_id - low, 0) : max(last_id - low + 1, 0)]
+        if self._absent:
+            return [trade for trade in part if trade.trade_id not in self._absent]
+        return part
 
     def _walk(self, at: int) -> float:
         """Return the logarithm of the fair price, up to a constant."""
@@ -326,11 +363,41 @@ def _size(product: Product, price: int, roll: int) -> int:
 
 
 class Market:
-    """The tapes of several products under one seed."""
+    """The tapes of several products under one seed; `absent` ids, by product, have no trade."""
 
-    def __init__(self, seed: int = 0, products: Sequence[Product] = _CATALOGUE) -> None:
-        self.products = {product.id: product for product in products}
-        self._tapes = {product.id: Tape(seed, product) for product in products}
+    def __init__(
+        self,
+        seed: int = 0,
+        products: Sequence[Product] = _CATALOGUE,
+        absent: Mapping[str, Collection[int]] | None = None,
+    ) -> None:
+        self._seed = seed
+        self._absent = absent or {}
+        self.products: dict[str, Product] = {}
+        self._tapes: dict[str, Tape] = {}
+        for product in products:
+            self._add(product)
+
+    def list_product(self, product: Product, at: int) -> None:
+        """Open trading of a new product at a market time, with trade id 1.
+
+        Raises:
+            ValueError: If there is such a product already.
+        """
+        if product.id in self._tapes:
+            raise ValueError(f"There is a product {product.id} already.")
+        made = Tape(self._seed, product).made(at)
+        self._add(replace(product, first_trade_id=-math.ceil(made)))
+
+    def delist(self, product_id: str, at: int) -> None:
+        """End trading of a product at a market time; what it traded before stays."""
+        product = replace(self.products[product_id], delisted_at=at)
+        self.products[product_id] = self._tapes[product_id].product = product
+
+    def _add(self, product: Product) -> None:
+        absent = self._absent.get(product.id, ())
+        self.products[product.id] = product
+        self._tapes[product.id] = Tape(self._seed, product, absent)
 
     def __getitem__(self, product_id: str) -> Tape:
         """Return the tape of a product; a KeyError if there is no such product."""

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from websockets.http11 import Response
 
+from simulator.exchange_feed import ExchangeFeed
 from simulator.server import FeedServer, Limits, Offered, Reader, Status, not_found
 
 _CHUNK = 500
@@ -90,6 +91,8 @@ class RecordingServer(FeedServer):
 
     def __init__(self, recording: Recording, port: int = 0, limits: Limits | None = None) -> None:
         super().__init__(port, limits)
+        self.feed = ExchangeFeed(self.limits, self.spawn, self)
+        self.feeds = (self.feed,)
         self.recording = recording
         self._played: dict[str, None] = {}
         self._playing = 0
@@ -101,9 +104,9 @@ class RecordingServer(FeedServer):
         """The address of the recording's socket."""
         return super().ws_url + self.recording.url_path
 
-    def accepts_path(self, path: str) -> bool:
+    def feed_at(self, path: str) -> ExchangeFeed | None:
         """Only the recording's own path has a socket."""
-        return path == self.recording.url_path
+        return self.feed if path == self.recording.url_path else None
 
     def refusal(self, product_id: str) -> str | None:
         """Refuse the products that were not recorded."""
@@ -138,8 +141,8 @@ class RecordingServer(FeedServer):
             finished=bool(self._played) and not self._playing,
             market_time=self._market_time,
             trades=trades,
-            last_matches=self.counts["last_match"],
-            frames_sent=self.counts["match"],
+            last_matches=self.feed.counts["last_match"],
+            frames_sent=self.feed.counts["match"],
             duplicates=0,
             late=0,
             malformed=0,
@@ -159,8 +162,8 @@ class RecordingServer(FeedServer):
     def _send_recorded(self, reader: Reader, frames: Sequence[RecordedFrame]) -> None:
         audible = reader.products("heartbeat")
         sent = [f for f in frames if f.kind != "heartbeat" or f.product_id in audible]
-        self.send(reader, [frame.payload for frame in sent])
-        self.counts.update(frame.kind for frame in sent)
+        self.feed.send(reader, [frame.payload for frame in sent])
+        self.feed.counts.update(frame.kind for frame in sent)
         self._heartbeats |= {f.product_id: f.payload for f in frames if f.kind == "heartbeat"}
         self._market_time = frames[-1].time
 

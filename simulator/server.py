@@ -1,6 +1,7 @@
 """A WebSocket and REST server on one loopback port that keeps Coinbase's rules of connecting.
 
-What it serves (a market or a recording) is left to its subclasses.
+What is said on its sockets is left to its feeds, and what it serves (a market or a recording) to
+its subclasses.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from types import FrameType, TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -23,13 +24,14 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from simulator.faults import Frame
-from simulator.frames import Channel, error_frame, subscriptions_frame
+from simulator.faults import Frame, RestFaults
+from simulator.frames import error_frame
 
-_CHANNELS: tuple[Channel, ...] = ("matches", "heartbeat")
 _HOST = "127.0.0.1"
 _POLICY_VIOLATION = 1008
 _CLOSE_TIMEOUT = 1.0
+# Also the end of an answer that never comes, so longer than clients wait for one.
+_OPEN_TIMEOUT = 30.0
 # Room for about two chunks of 500 frames, so that a reader never waits for the next one.
 _WRITE_LIMIT = 2**18
 
@@ -40,10 +42,12 @@ class Limits:
 
     Rates are documented (docs.cdp.coinbase.com/exchange: rate-limits of websocket-feed and
     rest-api), and so are the 5 seconds and the disconnections; how many bytes are too many,
-    waiting to be read or in one client message, is not: those two are guesses.
+    waiting to be read or in one client message, is not: those two are guesses. The Advanced Trade
+    feed ends a connection after 60 to 90 seconds without a frame (its documentation).
     """
 
     subscribe_timeout: float = 5.0
+    silence_timeout: float = 75.0
     heartbeat_interval: float = 1.0
     client_messages_per_second: int = 100
     client_message_bytes: int = 8_192
@@ -75,11 +79,26 @@ class TokenBucket:
 
 @dataclass(frozen=True)
 class Offered:
-    """The trades of one product that a perfect client has in the end, both ids included."""
+    """The trades of one product that a perfect client has in the end, both ids included.
+
+    `count` leaves out the ids that the exchange itself does not have.
+    """
 
     first_id: int
     last_id: int
     count: int
+
+
+@dataclass(frozen=True)
+class AdvancedCounts:
+    """The counts of `Status` for the Advanced Trade feed; `snapshots` are not in `frames_sent`."""
+
+    snapshots: int = 0
+    frames_sent: int = 0
+    duplicates: int = 0
+    late: int = 0
+    malformed: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,8 @@ class Status:
     `market_time`: ISO 8601, UTC; None before the first frame of a recording.
     `trades`: see `Offered`. The counts are of frames as the readers saw them, so a frame sent to
     two readers counts twice. `frames_sent` is all of them but subscriptions, errors, heartbeats
-    and `last_matches`; `dropped` ones were not sent and are not part of it.
+    and `last_matches`; `dropped` ones were not sent and are not part of it. They are of the
+    Exchange feed; those of the other stand in `advanced`.
     """
 
     finished: bool
@@ -102,6 +122,7 @@ class Status:
     late: int
     malformed: int
     dropped: int
+    advanced: AdvancedCounts = field(default_factory=AdvancedCounts)
 
 
 class RefusedError(Exception):
@@ -112,21 +133,11 @@ class RefusedError(Exception):
         self.frame = error_frame(message, reason)
 
 
-@dataclass(frozen=True)
-class ClientMessage:
-    """A subscribe or unsubscribe message: product ids by channel."""
-
-    type: Literal["subscribe", "unsubscribe"]
-    channels: Mapping[Channel, tuple[str, ...]]
-
-
-def parse_client_message(message: str | bytes) -> ClientMessage:
-    """Read a client's message; product ids stand in the channel objects, at the root, or in both.
+def read_fields(message: str | bytes) -> dict[str, Any]:
+    """Read a client's message, which subscribes or unsubscribes.
 
     Raises:
-        RefusedError: If it is none Coinbase would accept. The reasons "No channels provided" and
-            "You need to specify at least one product ID" are Coinbase's (issue trackers of
-            Krypto-trading-bot, coinbasepro-python); the wording of the others is ours.
+        RefusedError: If it does neither, or is no JSON object.
     """
     try:
         fields = json.loads(message)
@@ -134,39 +145,34 @@ def parse_client_message(message: str | bytes) -> ClientMessage:
         raise RefusedError("Malformed JSON") from None
     if not isinstance(fields, dict) or fields.get("type") not in {"subscribe", "unsubscribe"}:
         raise RefusedError("Unknown message type", "type has to be subscribe or unsubscribe")
-    failed = f"Failed to {fields['type']}"
-    root_ids = _texts(fields.get("product_ids", []))
-    listed = fields.get("channels")
-    if not isinstance(listed, list) or not listed:
-        raise RefusedError(failed, "No channels provided")
-    channels: dict[Channel, tuple[str, ...]] = {}
-    for entry in listed:
-        channel = entry if isinstance(entry, dict) else {"name": entry}
-        name = next((known for known in _CHANNELS if known == channel.get("name")), None)
-        if name is None:
-            raise RefusedError(failed, f"{channel.get('name')} is not a channel of this simulator")
-        product_ids = (*root_ids, *_texts(channel.get("product_ids", [])))
-        if not product_ids and fields["type"] == "subscribe":
-            reason = f"You need to specify at least one product ID for channel {name}"
-            raise RefusedError(failed, reason)
-        channels[name] = (*channels.get(name, ()), *product_ids)
-    return ClientMessage(fields["type"], channels)
+    return fields
 
 
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+def product_ids_in(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the product ids of a client's message or of one of its channels.
+
+    Raises:
+        RefusedError: If they are no list of texts.
+    """
+    listed = fields.get("product_ids", [])
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise RefusedError("Malformed JSON", "product_ids has to be a list of product ids")
-    return tuple(value)
+    return tuple(listed)
 
 
 @dataclass(eq=False)
 class Reader:
-    """A client's socket, and the product ids it is subscribed to by channel, in that order."""
+    """A client's socket.
+
+    `channels`: what it is subscribed to, product ids by channel, in that order. `written_at`: when
+    a frame was last written, on the event loop's clock.
+    """
 
     connection: ServerConnection
-    channels: dict[Channel, dict[str, None]] = field(default_factory=dict)
+    channels: dict[str, dict[str, None]] = field(default_factory=dict)
+    written_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
-    def products(self, channel: Channel) -> dict[str, None]:
+    def products(self, channel: str) -> dict[str, None]:
         """Return the product ids the reader gets on a channel."""
         return self.channels.get(channel, {})
 
@@ -190,7 +196,10 @@ class Reader:
                 protocol.send_binary(frame.payload)
             else:
                 protocol.send_text(frame.payload)
-        self.connection.transport.write(b"".join(protocol.data_to_send()))
+        data = b"".join(protocol.data_to_send())
+        if data:
+            self.written_at = asyncio.get_running_loop().time()
+        self.connection.transport.write(data)
 
     async def drain(self) -> None:
         """Wait until the client has read most of what it was sent, or is gone."""
@@ -198,40 +207,148 @@ class Reader:
             await self.connection.drain()
 
 
-class FeedServer(ABC):
-    """Serves sockets and REST on 127.0.0.1 while its `async with` block runs.
+Spawn = Callable[[Coroutine[object, object, None]], None]
+AnyReader = TypeVar("AnyReader", bound=Reader)
+
+
+class Feed(ABC, Generic[AnyReader]):
+    """One of the feeds of a server: its open sockets, and what is said on them.
 
     Set `silent` and the sockets stay open while nothing at all is sent on them.
     """
 
+    def __init__(self, limits: Limits, spawn: Spawn) -> None:
+        self.limits = limits
+        self.silent = False
+        self.readers: list[AnyReader] = []
+        self.counts: Counter[str] = Counter()
+        self._spawn = spawn
+
+    # What a subclass says.
+
+    @abstractmethod
+    def welcome(self, connection: ServerConnection) -> AnyReader:
+        """Return the reader behind a new connection."""
+
+    @abstractmethod
+    def obey(self, reader: AnyReader, message: str | bytes) -> None:
+        """Do what a client's message asks for.
+
+        Raises:
+            RefusedError: If it is none Coinbase would accept.
+        """
+
+    @abstractmethod
+    def beat(self) -> None:
+        """Send what is due once in a heartbeat interval."""
+
+    # Connection faults.
+
+    async def drop_connections(self) -> None:
+        """Cut every socket's TCP connection without a closing handshake."""
+        for reader in self.readers:
+            reader.connection.transport.abort()
+        await asyncio.gather(*(reader.connection.wait_closed() for reader in self.readers))
+
+    async def close_connections(self, code: int = 1001, reason: str = "") -> None:
+        """Close every socket with a code and a reason, as RFC 6455 has it."""
+        await asyncio.gather(*(reader.connection.close(code, reason) for reader in self.readers))
+
+    def disconnect_slow_readers(self) -> None:
+        """Disconnect the readers that leave too much unread."""
+        for reader in self.readers:
+            if reader.unread_bytes > self.limits.unread_bytes and reader.channels:
+                reader.channels.clear()
+                self._spawn(self._refuse(reader, "ErrSlowConsume"))
+
+    # Sending.
+
+    def wanted(self, channel: str) -> list[str]:
+        """Return the products somebody gets on a channel; none while the feed is silent."""
+        readers = [] if self.silent else [reader for reader in self.readers if reader.open]
+        return list({p: None for reader in readers for p in reader.products(channel)})
+
+    def send(self, reader: AnyReader, frames: Iterable[bytes]) -> None:
+        """Send text frames to a reader, unless the feed is silent."""
+        if not self.silent:
+            reader.write(Frame("", payload) for payload in frames)
+
+    def send_counted(self, reader: AnyReader, frames: Iterable[Frame]) -> None:
+        """Send frames that may be faulty, count them, and keep back the dropped ones."""
+        sent = [] if self.silent else list(frames)
+        self.counts.update(frame.kind for frame in sent)
+        reader.write(frame for frame in sent if frame.kind != "dropped")
+
+    async def drain(self) -> None:
+        """Wait until every client has read most of what it was sent, or is gone."""
+        for reader in tuple(self.readers):
+            await reader.drain()
+
+    # Listening.
+
+    async def serve(self, connection: ServerConnection) -> None:
+        """Listen to a client until its connection ends."""
+        reader = self.welcome(connection)
+        self.readers.append(reader)
+        try:
+            await self._listen(reader)
+        except ConnectionClosed:
+            return  # the client left, which it may
+        finally:
+            self.readers.remove(reader)
+
+    async def _listen(self, reader: AnyReader) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.limits.subscribe_timeout
+        allowed = self.limits.client_messages_per_second
+        bucket = TokenBucket(allowed, allowed)
+        while True:
+            try:
+                async with asyncio.timeout_at(None if reader.channels else deadline):
+                    message = await reader.connection.recv()
+            except TimeoutError:
+                await self._refuse(reader, "No subscribe message in time")
+                return
+            if not bucket.take(loop.time()):
+                await self._refuse(reader, "ErrSlowRead")
+                return
+            try:
+                self.obey(reader, message)
+            except RefusedError as refused:
+                self.send(reader, [refused.frame])
+
+    async def _refuse(self, reader: AnyReader, message: str) -> None:
+        """Tell a reader why it is disconnected, and do it."""
+        self.send(reader, [error_frame(message)])
+        await reader.connection.close(_POLICY_VIOLATION, message)
+
+
+class FeedServer(ABC):
+    """Serves sockets and REST on 127.0.0.1 while its `async with` block runs.
+
+    `feeds` are set by the subclass. `rest_faults` may be set while it runs; `rest_spoilt` counts
+    the answers that suffered each of them.
+    """
+
+    feeds: Sequence[Feed[Any]]
+
     def __init__(self, port: int = 0, limits: Limits | None = None) -> None:
         self.port = port
         self.limits = limits or Limits()
-        self.silent = False
-        self.readers: list[Reader] = []
-        self.counts: Counter[str] = Counter()
+        self.rest_faults = RestFaults()
+        self.rest_spoilt: Counter[str] = Counter()
         self._tasks: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
         self._requests: dict[str, TokenBucket] = {}
         self._connections: dict[str, TokenBucket] = {}
+        self._asked = 0
+        self._hanging: set[ServerConnection] = set()
 
     # What a subclass serves.
 
     @abstractmethod
-    def accepts_path(self, path: str) -> bool:
-        """Whether a socket may be opened at this path."""
-
-    @abstractmethod
-    def refusal(self, product_id: str) -> str | None:
-        """Return why a product can't be subscribed to, or None if it can."""
-
-    @abstractmethod
-    def subscribed(self, reader: Reader, product_ids: Sequence[str]) -> None:
-        """Begin to serve products that a reader has just added to its `matches` channel."""
-
-    @abstractmethod
-    def heartbeat(self, product_id: str) -> bytes | None:
-        """Return the product's heartbeat frame of this moment, if it has one."""
+    def feed_at(self, path: str) -> Feed[Any] | None:
+        """Return the feed whose sockets are at this path, if there may be one."""
 
     @abstractmethod
     async def respond(self, path: Sequence[str], query: Mapping[str, str]) -> Response:
@@ -253,15 +370,28 @@ class FeedServer(ABC):
         """The address for REST requests, without a closing slash."""
         return f"http://{_HOST}:{self.port}"
 
+    @property
+    def addresses(self) -> dict[str, str]:
+        """All addresses, by what is there."""
+        return {"WebSocket": self.ws_url, "REST": self.rest_url}
+
+    @property
+    def silent(self) -> bool:
+        """Whether all feeds are silent; set it to silence all, or none."""
+        return all(feed.silent for feed in self.feeds)
+
+    @silent.setter
+    def silent(self, silent: bool) -> None:
+        for feed in self.feeds:
+            feed.silent = silent
+
     async def drop_connections(self) -> None:
-        """Cut every socket's TCP connection without a closing handshake."""
-        for reader in self.readers:
-            reader.connection.transport.abort()
-        await asyncio.gather(*(reader.connection.wait_closed() for reader in self.readers))
+        """Cut the sockets of all feeds without a closing handshake."""
+        await asyncio.gather(*(feed.drop_connections() for feed in self.feeds))
 
     async def close_connections(self, code: int = 1001, reason: str = "") -> None:
-        """Close every socket with a code and a reason, as RFC 6455 has it."""
-        await asyncio.gather(*(reader.connection.close(code, reason) for reader in self.readers))
+        """Close the sockets of all feeds with a code and a reason, as RFC 6455 has it."""
+        await asyncio.gather(*(feed.close_connections(code, reason) for feed in self.feeds))
 
     # Life.
 
@@ -278,6 +408,7 @@ class FeedServer(ABC):
                     process_request=self._process_request,
                     compression=None,
                     ping_interval=None,
+                    open_timeout=_OPEN_TIMEOUT,
                     close_timeout=_CLOSE_TIMEOUT,
                     max_size=self.limits.client_message_bytes,
                     write_limit=_WRITE_LIMIT,
@@ -285,6 +416,7 @@ class FeedServer(ABC):
             )
             self.spawn(self._beat())
             stack.callback(self._cancel_tasks)
+            stack.callback(self._cut_hanging)
             self._stack = stack.pop_all()
         return self
 
@@ -309,76 +441,25 @@ class FeedServer(ABC):
         for task in self._running:
             task.cancel()
 
+    def _cut_hanging(self) -> None:
+        for connection in self._hanging:
+            connection.transport.abort()
+
     # Sockets.
 
-    def send(self, reader: Reader, frames: Iterable[bytes]) -> None:
-        """Send text frames to a reader, unless the server is silent."""
-        if not self.silent:
-            reader.write(Frame("", payload) for payload in frames)
-
-    async def refuse(self, reader: Reader, message: str) -> None:
-        """Tell a reader why it is disconnected, and do it."""
-        self.send(reader, [error_frame(message)])
-        await reader.connection.close(_POLICY_VIOLATION, message)
-
     async def _serve_socket(self, connection: ServerConnection) -> None:
-        reader = Reader(connection)
-        self.readers.append(reader)
-        try:
-            await self._listen(reader)
-        except ConnectionClosed:
-            return  # the client left, which it may
-        finally:
-            self.readers.remove(reader)
+        feed = self._feed_of(connection.request)
+        if feed is not None:
+            await feed.serve(connection)
 
-    async def _listen(self, reader: Reader) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.limits.subscribe_timeout
-        allowed = self.limits.client_messages_per_second
-        bucket = TokenBucket(allowed, allowed)
-        while True:
-            try:
-                async with asyncio.timeout_at(None if reader.channels else deadline):
-                    message = await reader.connection.recv()
-            except TimeoutError:
-                await self.refuse(reader, "No subscribe message in time")
-                return
-            if not bucket.take(loop.time()):
-                await self.refuse(reader, "ErrSlowRead")
-                return
-            try:
-                self._obey(reader, parse_client_message(message))
-            except RefusedError as refused:
-                self.send(reader, [refused.frame])
-
-    def _obey(self, reader: Reader, message: ClientMessage) -> None:
-        if message.type == "unsubscribe":
-            for channel, product_ids in message.channels.items():
-                products = reader.channels.get(channel, {})
-                for product_id in product_ids or tuple(products):
-                    products.pop(product_id, None)
-            listed = {name: products for name, products in reader.channels.items() if products}
-            self.send(reader, [subscriptions_frame(listed)])
-            return
-        asked = {product_id for ids in message.channels.values() for product_id in ids}
-        refused = {product_id: self.refusal(product_id) for product_id in sorted(asked)}
-        for reason in filter(None, refused.values()):
-            self.send(reader, [error_frame("Failed to subscribe", reason)])
-        before = reader.products("matches").copy()
-        for channel, product_ids in message.channels.items():
-            accepted = [product_id for product_id in product_ids if refused[product_id] is None]
-            if accepted:
-                reader.channels.setdefault(channel, {}).update(dict.fromkeys(accepted))
-        if reader.channels:
-            self.send(reader, [subscriptions_frame(reader.channels)])
-        self.subscribed(reader, [p for p in reader.products("matches") if p not in before])
+    def _feed_of(self, request: Request | None) -> Feed[Any] | None:
+        return self.feed_at(urlsplit(request.path).path) if request else None
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self.limits.heartbeat_interval)
-            for reader in self.readers:
-                frames = map(self.heartbeat, reader.products("heartbeat"))
-                self.send(reader, filter(None, frames))
+            for feed in self.feeds:
+                feed.beat()
 
     # REST.
 
@@ -389,7 +470,7 @@ class FeedServer(ABC):
         address = connection.remote_address[0]
         url = urlsplit(request.path)
         if request.headers.get("Upgrade", "").lower() == "websocket":
-            if not self.accepts_path(url.path):
+            if self._feed_of(request) is None:
                 return not_found()
             rate, burst = self.limits.connections_per_second, self.limits.connections_burst
             bucket = self._connections.setdefault(address, TokenBucket(rate, burst))
@@ -401,10 +482,42 @@ class FeedServer(ABC):
         if not self._requests.setdefault(address, TokenBucket(rate, burst)).take(now):
             return too_many_requests()
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        return await self._answer(connection, path, query)
+
+    async def _answer(
+        self, connection: ServerConnection, path: Sequence[str], query: Mapping[str, str]
+    ) -> Response:
+        """Answer a request, or do to it what `rest_faults` has in store for it."""
+        fault = self.rest_faults.of(self._asked)
+        self._asked += 1
+        if fault:
+            self.rest_spoilt[fault] += 1
+        match fault:
+            case "too_many":
+                return too_many_requests({"Retry-After": str(self.rest_faults.retry_after)})
+            case "failing":
+                body = '{"message":"Internal Server Error"}'
+                return json_response(body, HTTPStatus.INTERNAL_SERVER_ERROR)
+            case "hanging":
+                await self._hang(connection)
         try:
-            return await self.respond(path, query)
+            response = await self.respond(path, query)
         except BadRequestError as error:
             return json_response(json.dumps({"message": str(error)}), HTTPStatus.BAD_REQUEST)
+        if fault == "truncated":
+            return json_response(response.body[: len(response.body) // 2].decode())
+        return response
+
+    async def _hang(self, connection: ServerConnection) -> None:
+        """Wait for as long as a hanging answer takes, or until the client gives up."""
+        self._hanging.add(connection)
+        try:
+            async with asyncio.timeout(self.rest_faults.hang_seconds):
+                await connection.wait_closed()
+        except TimeoutError:
+            return
+        finally:
+            self._hanging.remove(connection)
 
 
 class BadRequestError(Exception):
@@ -429,10 +542,10 @@ def not_found() -> Response:
     return json_response('{"message":"NotFound"}', HTTPStatus.NOT_FOUND)
 
 
-def too_many_requests() -> Response:
+def too_many_requests(headers: Mapping[str, str] | None = None) -> Response:
     """Return Coinbase's answer to a client that asks too often."""
     body = '{"message":"Public rate limit exceeded"}'
-    return json_response(body, HTTPStatus.TOO_MANY_REQUESTS)
+    return json_response(body, HTTPStatus.TOO_MANY_REQUESTS, headers)
 
 
 Served = TypeVar("Served", bound=FeedServer)

@@ -13,9 +13,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 
 from simulator.exchange import Exchange, ExchangeConfig
-from simulator.faults import Faults
+from simulator.faults import Faults, RestFaults
 from simulator.frames import iso, match_frame, rest_trade
-from simulator.market import SECOND
+from simulator.market import PRODUCTS, SECOND
 from simulator.server import Limits
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -304,6 +304,13 @@ async def test_without_drops_every_trade_arrives_despite_the_other_faults():
         assert len(genuine) == exchange.status().trades["BTC-USD"].count
 
 
+async def test_what_is_held_back_comes_when_the_tape_ends():
+    config = replace(REPLAY, faults=Faults(late=1, delay=10_000))
+    async with Exchange(config) as exchange, reader(exchange, "BTC-USD") as socket:
+        frames = await read_all(exchange, socket)
+        assert len(frames) == exchange.status().trades["BTC-USD"].count > 300
+
+
 async def test_a_dropped_connection_ends_without_a_closing_handshake():
     async with Exchange(LIVE) as exchange, reader(exchange, "BTC-USD") as socket:
         await receive(socket, "match")
@@ -423,6 +430,125 @@ async def test_products_are_listed_with_the_delisted_ones():
         assert (await client.get("/products/PEPE-USD")).json() == rows["PEPE-USD"]
 
 
+async def test_absent_ids_are_neither_on_the_socket_nor_in_rest():
+    async with Exchange(REPLAY) as probe:
+        newest = probe.market["BTC-USD"].last_trade_id(probe.market_time)
+    absent = {newest, newest - 1, newest + 5, newest + 6, newest + 300}
+    config = replace(REPLAY, absent={"BTC-USD": absent})
+    async with Exchange(config) as exchange, reader(exchange, "BTC-USD") as socket:
+        frames = [json.loads(frame) for frame in await read_all(exchange, socket)]
+        span = exchange.status().trades["BTC-USD"]
+        ids = [i for i in range(newest - 2, span.last_id + 1) if i not in absent]
+        assert [frame["trade_id"] for frame in frames] == ids
+        assert (span.first_id, span.count) == (newest - 2, len(ids))
+        async with rest(exchange) as client:
+            page = await client.get(f"/products/BTC-USD/trades?limit=3&after={newest + 8}")
+        assert [row["trade_id"] for row in page.json()] == [newest + i for i in (7, 4, 3)]
+        assert page.headers["CB-AFTER"] == str(newest + 3)
+
+
+async def test_the_exchanges_own_list_holds_what_rest_shows():
+    async with Exchange(replace(LIVE, speed=0.001)) as exchange, rest(exchange) as client:
+        newest = exchange.market["ETH-USD"].last_trade_id(exchange.market_time)
+        rows = (await client.get(f"/products/ETH-USD/trades?after={newest + 1}")).json()
+        own = list(exchange.trades("ETH-USD", newest - 999, newest + 10))
+        assert own[: len(rows)] == [row | {"product_id": "ETH-USD"} for row in reversed(rows)]
+        assert len(own) < 1_010  # none of the future
+
+
+async def test_a_product_can_be_listed_while_the_market_runs():
+    product = replace(PRODUCTS["BTC-USD"], id="NEW-USD")
+    async with Exchange(LIVE) as exchange, rest(exchange) as client:
+        assert (await client.get("/products/NEW-USD")).status_code == 404
+        exchange.list_product(product)
+        assert (await client.get("/products/NEW-USD")).json()["status"] == "online"
+        async with reader(exchange, "NEW-USD", channels=["matches"]) as socket:
+            first = json.loads(await socket.recv())
+            while first["type"] == "subscriptions":
+                first = json.loads(await socket.recv())
+        assert (first["product_id"], first["trade_id"]) == ("NEW-USD", 1)
+        span = exchange.status().trades["NEW-USD"]
+        assert (span.first_id, span.count) == (1, span.last_id)
+
+
+async def test_a_delisted_product_is_refused_and_gets_no_more_trades():
+    async with Exchange(LIVE) as exchange, reader(exchange, "BTC-USD", "ETH-USD") as socket:
+        await receive(socket, "match")
+        exchange.delist("BTC-USD")
+        last_id = exchange.status().trades["BTC-USD"].last_id
+        frames = [json.loads(await socket.recv()) for _ in range(300)]
+        ids = [f["trade_id"] for f in frames if f["product_id"] == "BTC-USD" and "trade_id" in f]
+        assert max(ids, default=last_id) <= last_id
+        assert exchange.status().trades["BTC-USD"].last_id == last_id
+        async with rest(exchange) as client:
+            assert (await client.get("/products/BTC-USD")).json()["status"] == "delisted"
+            newest = (await client.get("/products/BTC-USD/trades?limit=1")).json()
+        assert newest[0]["trade_id"] == last_id
+        async with reader(exchange, "BTC-USD") as other:
+            assert (await receive(other, "error"))["reason"] == "BTC-USD is delisted"
+
+
+# REST faults
+
+
+async def test_answers_with_429_say_when_to_come_back():
+    async with Exchange(LIVE) as exchange, rest(exchange) as client:
+        assert (await client.get("/time")).status_code == 200
+        exchange.rest_faults = RestFaults(too_many=1, retry_after=7)
+        answer = await client.get("/time")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "7")
+        assert answer.json() == {"message": "Public rate limit exceeded"}
+        assert exchange.rest_spoilt == {"too_many": 1}
+        exchange.rest_faults = RestFaults()
+        assert (await client.get("/time")).status_code == 200
+
+
+async def test_a_failing_answer_is_500():
+    async with Exchange(LIVE) as exchange, rest(exchange) as client:
+        exchange.rest_faults = RestFaults(failing=1)
+        assert (await client.get("/products")).status_code == 500
+
+
+async def test_truncated_json_comes_as_if_it_were_whole():
+    async with Exchange(LIVE) as exchange, rest(exchange) as client:
+        whole = (await client.get("/products/BTC-USD")).text
+        exchange.rest_faults = RestFaults(truncated=1)
+        answer = await client.get("/products/BTC-USD")
+        assert answer.status_code == 200
+        assert answer.text == whole[: len(whole) // 2]
+        with pytest.raises(json.JSONDecodeError):
+            answer.json()
+
+
+async def test_a_hanging_answer_comes_late():
+    async with Exchange(LIVE) as exchange, rest(exchange) as client:
+        exchange.rest_faults = RestFaults(hanging=1, hang_seconds=0.3)
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get("/time", timeout=0.1)
+        assert (await client.get("/time")).status_code == 200
+
+
+async def test_a_hanging_answer_never_comes_and_ends_with_the_server():
+    async with asyncio.timeout(5), httpx.AsyncClient(trust_env=False) as client:
+        async with Exchange(LIVE) as exchange:
+            exchange.rest_faults = RestFaults(hanging=1)
+            waiting = asyncio.create_task(client.get(f"{exchange.rest_url}/time", timeout=60))
+            await asyncio.sleep(0.3)
+            assert exchange.rest_spoilt == {"hanging": 1}
+            assert not waiting.done()
+        with pytest.raises(httpx.TransportError):
+            await waiting
+
+
+async def test_the_status_page_suffers_no_fault_and_the_rate_limit_stays_on():
+    async with Exchange(replace(LIVE, limits=Limits())) as exchange, rest(exchange) as client:
+        exchange.rest_faults = RestFaults(failing=1)
+        assert (await client.get("/simulator/status")).status_code == 200
+        codes = Counter([(await client.get("/time")).status_code for _ in range(30)])
+        assert codes[500] >= 15
+        assert codes[429] > 0
+
+
 async def test_time_is_market_time():
     async with Exchange(replace(LIVE, speed=0.001)) as exchange, rest(exchange) as client:
         answer = (await client.get("/time")).json()
@@ -481,6 +607,26 @@ async def test_a_process_runs_until_sigterm():
         with pytest.raises(ConnectionClosed) as closed:
             await read_until_closed(socket)
     assert closed.value.rcvd.code == 1001
+    assert await process.wait() == 0
+
+
+async def test_the_command_says_where_everything_is():
+    arguments = ("-m", "medallion", "simulate", "--port", "0", "--until-stdin-ends")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    lines = [(await process.stderr.readline()).decode() for _ in range(3)]
+    addresses = dict(line.rsplit(maxsplit=1) for line in lines)
+    assert list(addresses) == ["WebSocket", "Advanced WebSocket", "REST"]
+    async with httpx.AsyncClient(base_url=addresses["REST"], trust_env=False) as client:
+        assert (await client.get("/products/BTC-USD")).status_code == 200
+    async with connect(addresses["Advanced WebSocket"]) as socket:
+        await socket.send('{"type":"subscribe","channel":"heartbeats"}')
+        assert json.loads(await socket.recv())["channel"] == "subscriptions"
+    process.stdin.close()
     assert await process.wait() == 0
 
 

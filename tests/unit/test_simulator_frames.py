@@ -83,6 +83,79 @@ def test_decimals_are_trimmed_and_have_no_exponent(units, text):
     assert frames.trimmed(units) == text
 
 
+def advanced(recorded_frames, channel: str) -> list[tuple[bytes, dict, dict]]:
+    """Return recorded frames of a channel: the bytes, what they say, and their only event."""
+    lines = recorded_frames("coinbase_advanced_2026-09-30.jsonl")
+    frames_ = [(line, json.loads(line)) for line in lines]
+    return [(line, f, f["events"][0]) for line, f in frames_ if f["channel"] == channel]
+
+
+def nanoseconds(text: str) -> int:
+    """Parse a time to all of its nine digits, which datetime would cut."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    return market_time(whole + "Z") * 1000 + int(fraction.ljust(9, "0"))
+
+
+def rendered(frame: dict, event: str) -> bytes:
+    time = nanoseconds(frame["timestamp"])
+    return frames.advanced_frame(frame["channel"], time, frame["sequence_num"], event)
+
+
+def advanced_trade(fields: dict) -> Trade:
+    return Trade(
+        fields["product_id"],
+        int(fields["trade_id"]),
+        "",
+        "",
+        fields["side"].lower(),
+        int(Decimal(fields["size"]) * UNITS),
+        int(Decimal(fields["price"]) * UNITS),
+        0,
+        market_time(fields["time"]),
+    )
+
+
+def test_market_trades_frames_equal_the_recorded_bytes(recorded_frames):
+    recorded_ = advanced(recorded_frames, "market_trades")
+    assert len(recorded_) == 28
+    for line, frame, event in recorded_:
+        trades = map(advanced_trade, event["trades"])
+        assert rendered(frame, frames.market_trades_event(event["type"], trades)) == line
+
+
+def test_heartbeats_frames_equal_the_recorded_bytes(recorded_frames):
+    recorded_ = advanced(recorded_frames, "heartbeats")
+    assert len(recorded_) == 6
+    for line, frame, event in recorded_:
+        day, time, _, _, running = event["current_time"].split(" ")
+        current = nanoseconds(f"{day}T{time}Z")
+        since = int(running.removeprefix("m=+").replace(".", ""))
+        text = frames.heartbeats_event(current, since, event["heartbeat_counter"])
+        assert rendered(frame, text) == line
+
+
+def test_subscriptions_of_the_advanced_feed_equal_the_recorded_bytes(recorded_frames):
+    recorded_ = advanced(recorded_frames, "subscriptions")
+    assert len(recorded_) == 3
+    for line, frame, event in recorded_:
+        backwards = dict(reversed(event["subscriptions"].items()))
+        assert rendered(frame, frames.subscriptions_event(backwards)) == line
+
+
+@pytest.mark.parametrize(
+    ("micros_", "text"),
+    [(257_184, ".257184Z"), (198_450, ".19845Z"), (100_000, ".100Z"), (0, ".000Z")],
+)
+def test_times_of_the_advanced_feed_have_three_to_six_decimals(micros_, text):
+    assert frames.trimmed_iso(1_790_733_792_000_000 + micros_) == "2026-09-30T02:03:12" + text
+
+
+def test_a_rest_row_has_the_values_of_a_rest_trade():
+    row = frames.rest_row(TRADE)
+    assert row.pop("product_id") == "PEPE-USD"
+    assert row == json.loads(frames.rest_trade(TRADE))
+
+
 def test_rest_pads_price_and_size_to_eight_decimals():
     assert frames.rest_trade(TRADE) == (
         '{"trade_id":61,"side":"sell","size":"1.50000000","price":"0.00000411",'

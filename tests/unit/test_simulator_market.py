@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -20,7 +21,7 @@ NOON = micros(datetime(2026, 11, 23, 12, tzinfo=UTC))
 MARKET = Market(seed=7)
 
 times = st.integers(EPOCH - 300 * DAY, EPOCH + 900 * DAY)
-product_ids = st.sampled_from(sorted(PRODUCTS))
+product_ids = st.sampled_from(sorted(p.id for p in PRODUCTS.values() if p.online))
 
 
 def some_trades(product_id: str, count: int = 5_000):
@@ -142,6 +143,69 @@ def test_no_trade_id_below_one():
 
 def test_a_product_without_trades_yet_has_last_trade_id_zero():
     assert MARKET["BTC-USD"].last_trade_id(0 - 40_000 * DAY) == 0
+
+
+# Absent ids
+
+
+def with_absent(*offsets: int):
+    """Return a tape, its newest id at noon, and a tape that lacks some of the ids around that."""
+    newest = MARKET["BTC-USD"].last_trade_id(NOON)
+    absent = {"BTC-USD": [newest + offset for offset in offsets]}
+    return MARKET["BTC-USD"], newest, Market(seed=7, absent=absent)["BTC-USD"]
+
+
+def test_absent_ids_have_no_trade_and_their_neighbours_stay():
+    whole, newest, tape = with_absent(-100, -70, -69, -2)
+    expected = [
+        trade
+        for trade in whole.trades(newest - 200, newest)
+        if trade.trade_id - newest not in {-100, -70, -69, -2}
+    ]
+    assert list(tape.trades(newest - 200, newest)) == expected
+    assert list(tape.newest_first(newest, newest - 200)) == expected[::-1]
+    assert tape.count(newest - 200, newest) == len(expected) == 197
+    with pytest.raises(ValueError, match="absent"):
+        tape.trade(newest - 2)
+
+
+def test_an_absent_id_is_never_the_newest():
+    _, newest, tape = with_absent(0, -1)
+    assert tape.last_trade_id(NOON) == newest - 2
+
+
+def test_absent_ids_leave_the_sequence_of_heartbeats_as_it_was():
+    whole, _, tape = with_absent(*range(-200, 1))
+    assert tape.sequence(NOON) == whole.sequence(NOON)
+
+
+# Listings and delistings
+
+NEW = replace(PRODUCTS["BTC-USD"], id="NEW-USD")
+
+
+@pytest.mark.parametrize("at", [NOON, NOON + 1, EPOCH - DAY, EPOCH])
+def test_a_listed_product_begins_with_trade_1_then(at):
+    market = Market(seed=7)
+    market.list_product(NEW, at)
+    tape = market["NEW-USD"]
+    assert tape.last_trade_id(at) == 0
+    assert at < tape.trade(1).time < at + 600 * SECOND
+    assert market.between(["NEW-USD"], at, at + 600 * SECOND)[0].trade_id == 1
+
+
+def test_a_product_is_listed_once():
+    with pytest.raises(ValueError, match="BTC-USD already"):
+        Market().list_product(PRODUCTS["BTC-USD"], NOON)
+
+
+def test_a_delisted_product_trades_no_more_and_keeps_its_trades():
+    market = Market(seed=7)
+    newest = market["BTC-USD"].last_trade_id(NOON)
+    market.delist("BTC-USD", NOON)
+    assert not market.products["BTC-USD"].online
+    assert market["BTC-USD"].last_trade_id(NOON + DAY) == newest
+    assert market.between(["BTC-USD"], NOON - 600 * SECOND, NOON + DAY)[-1].trade_id == newest
 
 
 def test_a_candle_opens_with_the_first_trade_and_closes_with_the_last():
