@@ -69,6 +69,7 @@ _SAVE_SESSION = """
     )
     values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
     on conflict (session_id) do update set
+        products = excluded.products,
         ended_at = excluded.ended_at,
         frames = excluded.frames,
         trades = excluded.trades,

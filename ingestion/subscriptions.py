@@ -29,7 +29,6 @@ class Subscriptions:
         rest: tells which products are traded, where all are wanted.
         sink: makes the sink of a new connection, for the source of its frames.
         on_products: is told the products that are new.
-        catalogue_seconds: how often to look for listings and delistings.
 
     """
 
@@ -40,13 +39,11 @@ class Subscriptions:
         *,
         sink: Callable[[type[Feed]], FrameSink],
         on_products: Callable[[tuple[str, ...]], None],
-        catalogue_seconds: float = CATALOGUE_SECONDS,
     ) -> None:
         self._settings = settings
         self._rest = rest
         self._sink = sink
         self._on_products = on_products
-        self._catalogue_seconds = catalogue_seconds
         self._urls: dict[type[Feed], str] = {}
         if settings.coinbase_feed in {"exchange", "both"}:
             self._urls[ExchangeFeed] = settings.coinbase_ws_url
@@ -101,7 +98,7 @@ class Subscriptions:
         return tuple(sorted(product.id for product in catalogue if product.is_traded))
 
     async def _look_again(self) -> None:
-        await asyncio.sleep(self._catalogue_seconds)
+        await asyncio.sleep(CATALOGUE_SECONDS)
         try:
             await self._assign(await self._traded())
         except FatalFeedError as error:
@@ -115,7 +112,7 @@ class Subscriptions:
             added = [product for product in products if product not in followed]
             dropped = followed.difference(products)
             if followed and (added or dropped):
-                log.info("products_changed", listed=added, delisted=sorted(dropped))
+                log.info("products_changed", listed=tuple(added), delisted=sorted(dropped))
             for task, feed in feeds.items():
                 kept = [product for product in feed.products if product not in dropped]
                 room = self._settings.products_per_connection - len(kept)

@@ -70,6 +70,8 @@ comment on column bronze.trade_coverage.updated_at is 'When it was written.';
 
 grant select, insert, update on bronze.trade_gaps, bronze.trade_coverage to medallion_ingest;
 grant select on bronze.trade_gaps, bronze.trade_coverage to medallion_transform;
+-- Products are listed and delisted while a session lasts.
+grant update (products) on bronze.feed_sessions to medallion_ingest;
 grant select on sequence bronze.coinbase_trades_raw_bronze_id_seq to medallion_ingest;
 
 reset role;
@@ -77,4 +79,5 @@ reset role;
 -- migrate:down
 drop table bronze.trade_coverage;
 drop table bronze.trade_gaps;
+revoke update (products) on bronze.feed_sessions from medallion_ingest;
 revoke select on sequence bronze.coinbase_trades_raw_bronze_id_seq from medallion_ingest;

@@ -1,0 +1,182 @@
+"""Capturing both feeds of a simulated exchange, to bronze on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from ingestion.capture import Capture
+from ingestion.settings import IngestionSettings
+from simulator.exchange import Exchange, ExchangeConfig
+from simulator.faults import Faults
+from simulator.market import PRODUCTS
+from tests.integration.test_ingestion_feed import wait_for
+
+pytestmark = pytest.mark.postgres18_only
+
+START = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
+WANTED = ("BTC-USD", "ETH-USD", "SOL-USD")
+
+# The ids of both feeds and of REST, as bronze holds them.
+IDS = """
+    select product_id, payload ->> 'trade_id' as trade_id
+    from bronze.coinbase_trades_raw
+    where source <> 'advanced_ws'
+    union
+    select trade ->> 'product_id', trade ->> 'trade_id'
+    from bronze.coinbase_trades_raw
+    cross join jsonb_path_query(payload, '$.events[*].trades[*]') as trade
+    where source = 'advanced_ws'
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for gaps and listings more often than the world outside needs."""
+    monkeypatch.setattr("ingestion.capture.GAP_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("ingestion.bookkeeping.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("ingestion.bookkeeping.COVER_SECONDS", 0.2)
+    monkeypatch.setattr("ingestion.subscriptions.CATALOGUE_SECONDS", 0.3)
+
+
+@asynccontextmanager
+async def capturing(database: Any, exchange: Exchange, **changes: Any) -> AsyncIterator[Capture]:
+    values = {
+        "coinbase_ws_url": exchange.ws_url,
+        "coinbase_advanced_ws_url": exchange.advanced_ws_url,
+        "coinbase_products": ",".join(WANTED),
+        "batch_size": 500,
+        "flush_interval_seconds": 0.05,
+        **changes,
+    }
+    settings = IngestionSettings(_env_file=None, **values)
+    capture = Capture(settings, lambda: database.connect("medallion_ingest"))
+    run = asyncio.create_task(capture.run())
+    try:
+        yield capture
+    finally:
+        capture.stop()
+        await run
+
+
+async def fetch(database: Any, query: str) -> list[Any]:
+    return await asyncio.to_thread(database.fetch, query)
+
+
+async def lacking(database: Any, exchange: Exchange) -> dict[str, list[int]]:
+    """Return, per product, the trades that the exchange has made and bronze does not hold."""
+    offered = exchange.status().trades
+    stored = {(row["product_id"], row["trade_id"]) for row in await fetch(database, IDS)}
+    return {
+        product_id: [
+            trade["trade_id"]
+            for trade in exchange.trades(product_id, told.first_id, told.last_id)
+            if (product_id, str(trade["trade_id"])) not in stored
+        ]
+        for product_id, told in offered.items()
+    }
+
+
+async def holds_all(database: Any, exchange: Exchange, patience: float = 20) -> None:
+    """Wait until bronze holds every trade that the exchange has made."""
+    missing: dict[str, list[int]] = {}
+    try:
+        async with asyncio.timeout(patience):
+            while not exchange.finished or any(missing.values()):
+                await asyncio.sleep(0.1)
+                missing = await lacking(database, exchange)
+    except TimeoutError:
+        pytest.fail(f"bronze lacks {missing}")
+
+
+def market(minutes: float, **changes: Any) -> Exchange:
+    config = ExchangeConfig(start=START, end=START + timedelta(minutes=minutes), speed=None)
+    return Exchange(replace(config, **changes))
+
+
+async def test_the_advanced_feed_brings_every_trade(database: Any) -> None:
+    async with market(5) as exchange, capturing(database, exchange, coinbase_feed="advanced"):
+        await holds_all(database, exchange)
+        assert set(exchange.status().trades) == set(WANTED)
+
+    sessions = await fetch(database, "select * from bronze.feed_sessions")
+    assert [row["source"] for row in sessions] == ["advanced_ws"]
+    assert sessions[0]["products"] == list(WANTED)
+    assert await fetch(database, "select from bronze.trade_gaps") == []
+
+
+async def test_frames_that_the_advanced_feed_drops_are_noticed_and_repaired(database: Any) -> None:
+    async with market(20, advanced_faults=Faults(dropped=0.05)) as exchange:
+        with capture_logs() as logs:
+            async with capturing(database, exchange, coinbase_feed="advanced"):
+                await holds_all(database, exchange)
+        assert exchange.status().advanced.dropped > 5
+
+    assert "frames_dropped" in {entry["event"] for entry in logs}
+    sources = await fetch(database, "select distinct source from bronze.coinbase_trades_raw")
+    assert {row["source"] for row in sources} == {"advanced_ws", "rest"}
+
+
+@pytest.mark.parametrize("dying", ["feed", "advanced"])
+async def test_of_both_feeds_one_may_die_without_a_gap(database: Any, dying: str) -> None:
+    async with (
+        market(60, speed=1200) as exchange,
+        capturing(database, exchange, coinbase_feed="both") as capture,
+    ):
+        await wait_for(lambda: capture.stats.trades >= 400)
+        getattr(exchange, dying).silent = True
+        await holds_all(database, exchange)
+        assert capture.stats.repaired == 0
+
+    assert await fetch(database, "select from bronze.trade_gaps") == []
+
+
+async def test_all_products_are_followed_over_several_connections(database: Any) -> None:
+    async with market(24 * 60, speed=300) as exchange:
+        with capture_logs() as logs:
+            async with capturing(
+                database, exchange, coinbase_products="all", products_per_connection=5
+            ) as capture:
+                await wait_for(lambda: len(exchange.status().trades) >= 12)
+                exchange.list_product(replace(PRODUCTS["LTC-USD"], id="NEW-USD"))
+                exchange.delist("AVAX-USD")
+                await wait_for(lambda: "NEW-USD" in exchange.status().trades)
+                exchange.list_product(replace(PRODUCTS["LTC-USD"], id="LAST-USD"))
+                await wait_for(lambda: "LAST-USD" in exchange.status().trades)
+                assert capture.stats.reconnects == 0
+
+    changes = [entry for entry in logs if entry["event"] == "products_changed"]
+    assert [entry["listed"] for entry in changes] == [("NEW-USD",), ("LAST-USD",)]
+    assert [entry["delisted"] for entry in changes] == [["AVAX-USD"], []]
+    sessions = await fetch(database, "select products from bronze.feed_sessions")
+    followed = [product for row in sessions for product in row["products"]]
+    # Twelve are online, five a connection; of the new ones the first two take free places.
+    assert len(sessions) == 3
+    assert set(followed) == {*PRODUCTS, "NEW-USD", "LAST-USD"} - {"YFI-USD", "AVAX-USD"}
+
+
+async def test_a_restart_goes_on_where_the_last_run_left_off(database: Any) -> None:
+    async with market(60, speed=600) as exchange:
+        async with capturing(database, exchange) as capture:
+            await wait_for(lambda: capture.stats.rows >= 100)
+        async with capturing(database, exchange) as capture:
+            await holds_all(database, exchange)
+            repaired = capture.stats.repaired
+
+    gaps = await fetch(database, "select sum(last_id - first_id + 1) from bronze.trade_gaps")
+    # What was made while nobody listened, and nothing that was there already.
+    assert repaired == gaps[0]["sum"] > 0
+    stored = await fetch(
+        database,
+        "select count(*) - count(distinct (product_id, payload ->> 'trade_id')) as twice "
+        "from bronze.coinbase_trades_raw",
+    )
+    # The last match before each subscription comes again.
+    assert stored[0]["twice"] <= len(WANTED)
