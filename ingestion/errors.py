@@ -19,6 +19,14 @@ class MetricsPortError(IngestionError):
     """The port for the metrics can't be opened."""
 
 
+class FatalSpoolError(IngestionError):
+    """The spool can't be used with these settings, or by this version."""
+
+
+class DamagedSpoolError(IngestionError):
+    """Frames that were in the spool can't be read any more."""
+
+
 class UnsavedFramesError(IngestionError):
     """The ingester was stopped while the database was away, and frames are lost with it.
 
