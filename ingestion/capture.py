@@ -22,6 +22,7 @@ from ingestion.continuity import Gap, GapWatch, TradeIdTracker
 from ingestion.errors import FatalFeedError, IngestionError, UnsavedFramesError
 from ingestion.metrics import CaptureMetrics, CaptureStats, serve
 from ingestion.settings import IngestionSettings
+from ingestion.spool import Spool
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +30,8 @@ SOURCE: Final = "exchange_ws"
 GAP_GRACE_SECONDS: Final = 5.0
 """A gap is told when it has stood this long: before, its trades may just be late."""
 GAP_CHECK_SECONDS: Final = 1.0
+NOT_KEPT_SECONDS: Final = 60.0
+"""While frames are not kept, their count is told this often."""
 
 _KNOWN_TYPES: Final = frozenset({"subscriptions", "error"})
 _MOST_TYPES_LOGGED: Final = 100
@@ -50,6 +53,7 @@ class Capture:
         self._metrics = CaptureMetrics(lambda: self.stats, self._tracker.missing_trades)
         self._writer = BronzeWriter(
             connect,
+            Spool(settings.spool_dir, settings.spool_max_megabytes * 10**6),
             batch_size=settings.batch_size,
             flush_interval=settings.flush_interval_seconds,
             max_buffered=settings.max_buffered_frames,
@@ -77,6 +81,9 @@ class Capture:
             rejected=writer.rejected_saved,
             reconnects=max(sink.connections - 1, 0),
             buffered=writer.buffered,
+            spooled=writer.spooled,
+            spooled_bytes=writer.spooled_bytes,
+            not_kept=sink.not_kept,
             frames_by_type=sink.frames_by_type(),
             seconds_since_last_frame=sink.seconds_since_last_frame(),
         )
@@ -92,11 +99,14 @@ class Capture:
             FatalFeedError: the feed can't be read; what it had brought is saved.
             FatalBronzeError: at the start, bronze can't be written.
             MetricsPortError: the port for the metrics can't be opened.
-            UnsavedFramesError: stopped while the database was away.
+            FatalSpoolError: the spool can't be used.
+            DamagedSpoolError: what was in the spool can't be read any more.
+            UnsavedFramesError: stopped while the database was away and the spool full.
 
         """
         try:
             with serve(self._metrics.registry, self._settings.metrics_port):
+                await self._writer.open()
                 async with asyncio.TaskGroup() as tasks:
                     writing = tasks.create_task(self._writer.run())
                     watching = tasks.create_task(self._watch_gaps())
@@ -113,6 +123,8 @@ class Capture:
             log.info("drained", trades=stats.trades, rows=stats.rows, rejected=stats.rejected)
             return stats
         finally:
+            if self._writer.spooled:
+                log.warning("frames_left_in_spool", frames=self._writer.spooled)
             if self._writer.buffered:
                 log.error("frames_lost", frames=self._writer.buffered)
         raise fatal
@@ -134,7 +146,10 @@ class Capture:
             await asyncio.gather(reading, stopping, return_exceptions=True)
 
     async def _drain(self, writing: asyncio.Task[None]) -> None:
-        """Wait until everything is saved, as long as the database takes something."""
+        """Wait until everything is saved, as long as the database takes something.
+
+        What it doesn't take goes to the spool.
+        """
         patience = self._settings.drain_seconds
         if not writing.done():
             log.info("draining", buffered=self._writer.buffered, drain_seconds=patience)
@@ -146,10 +161,10 @@ class Capture:
         if writing.done():
             return
         writing.cancel()
-        if not left:
-            log.warning("session_end_unsaved")
-            return
-        raise UnsavedFramesError(left, patience)
+        await asyncio.wait({writing})
+        if self._writer.buffered:
+            raise UnsavedFramesError(self._writer.buffered, patience, self._writer.why_not)
+        log.warning("session_end_unsaved")
 
     async def _watch_gaps(self) -> None:
         while True:
@@ -182,6 +197,9 @@ class _Sink:
         self._types_logged: set[str] = set()
         self.started_at = datetime.now(UTC)
         self.connections = 0
+        self.not_kept = 0
+        self._not_kept_told_at: float | None = None
+        self._tells_when_kept = False
 
     @property
     def trades(self) -> int:
@@ -234,11 +252,17 @@ class _Sink:
             if type(trade_id) is not int:
                 trade_id = trade_number(trade_id)
             if trade_id is not None:
-                gap = self._tracker.observe(product_id, trade_id)
-                if gap is not None:
-                    self._gaps.add(gap, time.monotonic())
+                if self._writer.keeps:
+                    gap = self._tracker.observe(product_id, trade_id)
+                    if gap is not None:
+                        self._gaps.add(gap, time.monotonic())
+                else:
+                    # Known of but not seen: so it is missing, as the next heartbeat will tell.
+                    self._tracker.observe_last(product_id, trade_id)
         else:
             product_id = None
+        if not self._is_kept():
+            return True
         return self._writer.put(
             (received_at, SOURCE, TRADE_CHANNEL, session.session_id, product_id, frame)
         )
@@ -246,6 +270,8 @@ class _Sink:
     def unreadable(self, frame: bytes, error: str) -> bool:
         """Buffer a frame that jsonb can't hold."""
         self._count("unreadable")
+        if not self._is_kept():
+            return True
         return self._writer.put_rejected(
             RejectedRow(datetime.now(UTC), SOURCE, self._session.session_id, frame, error)
         )
@@ -273,6 +299,21 @@ class _Sink:
     async def room(self) -> None:
         """Wait until the buffer has room."""
         await self._writer.room()
+
+    def _is_kept(self) -> bool:
+        """Tell whether a frame can be kept; count and report the ones that can't."""
+        if self._writer.keeps:
+            if self._tells_when_kept:
+                self._tells_when_kept = False
+                log.warning("frames_kept_again", not_kept=self.not_kept)
+            return True
+        self.not_kept += 1
+        now, told_at = time.monotonic(), self._not_kept_told_at
+        if told_at is None or now - told_at >= NOT_KEPT_SECONDS:
+            self._not_kept_told_at = now
+            self._tells_when_kept = True
+            log.error("frames_not_kept", not_kept=self.not_kept, reason=self._writer.why_not)
+        return False
 
     def _count(self, kind: str) -> None:
         self._last_frame_at = time.monotonic()

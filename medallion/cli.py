@@ -18,7 +18,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from ingestion.errors import FatalBronzeError, FatalFeedError, IngestionError
+from ingestion.errors import FatalBronzeError, FatalFeedError, FatalSpoolError, IngestionError
 from ingestion.settings import IngestionSettings, explain
 from medallion.errors import FailedError
 from medallion.logs import log_to
@@ -124,10 +124,18 @@ def ingest(
         capture = Capture(settings, connection.open)
         with stop_on_signals(capture.stop):
             stats = await capture.run()
-        errors.print(
+        told = (
             f"Stopped. {stats.trades:,} trades received, {stats.rows:,} rows in bronze, "
             f"{stats.rejected:,} frames rejected, {stats.reconnects:,} reconnects."
         )
+        if stats.spooled:
+            told += (
+                f" {stats.spooled:,} frames wait in the spool: the next `medallion ingest` saves "
+                "them."
+            )
+        if stats.not_kept:
+            told += f" {stats.not_kept:,} frames were NOT kept: the spool was full."
+        errors.print(told)
 
     asyncio.run(run())
 
@@ -357,7 +365,8 @@ def main() -> None:
     except ValidationError as error:
         _fail(explain(error, SETTINGS), 2)
     except (WarehouseError, IngestionError) as error:
-        fatal = isinstance(error, FatalFeedError | FatalBronzeError | WarehouseError)
+        wrong = FatalFeedError | FatalBronzeError | FatalSpoolError | WarehouseError
+        fatal = isinstance(error, wrong)
         _fail(str(error), 2 if fatal else 1)
     except FailedError as error:
         _fail(str(error), 1)
