@@ -43,22 +43,6 @@ from tests.integration.test_ingestion_feed import (
 Admin = asyncpg.Connection
 
 
-@pytest.fixture
-async def admin(database: Any) -> AsyncIterator[Admin]:
-    """Looks at the rows, and does to the database what outages do."""
-    connection = await database.connect("medallion_owner")
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def server_admin(database: Any) -> AsyncIterator[Admin]:
-    """Reaches the server while the database is closed."""
-    connection = await asyncpg.connect(database.dsn("medallion_owner"), database="postgres")
-    yield connection
-    await connection.close()
-
-
 def settings(url: str, **changes: Any) -> IngestionSettings:
     values = {
         "coinbase_ws_url": url,
