@@ -9,9 +9,10 @@ from typing import Final
 
 import structlog
 
-from ingestion.bronze import BronzeWriter
+from ingestion.bronze import BronzeWriter, TradeRow
 from ingestion.coinbase.rest import RestClient, RestRefusedError
-from ingestion.continuity import GapWatch, IdRange, TradeIdTracker, count
+from ingestion.coinbase.wire import trades_in
+from ingestion.continuity import GapWatch, IdRange, TradeIdTracker, count, intersect
 from ingestion.errors import LedgerAwayError
 from ingestion.gaps import FoundBy, GapLedger
 
@@ -55,6 +56,7 @@ class Bookkeeper:
         self._to_check: set[str] = set()
         self._covered: dict[str, list[IdRange]] = {}
         self._open: dict[str, int] = {}
+        self._in_spool = 0
 
     def follow(self, products: Iterable[str]) -> None:
         """Go on with these products where earlier runs left off."""
@@ -65,6 +67,13 @@ class Bookkeeper:
         """Ask the exchange for the newest trade ids of these products."""
         self._to_check |= set(products)
 
+    def refused(self, row: TradeRow) -> None:
+        """Take the trades of a frame that PostgreSQL refuses for missing: REST has them, too."""
+        *_, channel, _session_id, _product_id, frame = row
+        for product_id, trade_id in trades_in(channel, frame):
+            self._tracker.lose(product_id, trade_id)
+            self._gaps.add(product_id, time.monotonic())
+
     def missing_trades(self) -> dict[str, int]:
         """Return how many trades are missing per product, as far as is known."""
         missing = dict(self._open)
@@ -74,6 +83,7 @@ class Bookkeeper:
 
     async def run(self) -> None:
         """Keep both in step until cancelled."""
+        self._in_spool = self._writer.taken
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._every(CHECK_SECONDS, self._keep_gaps))
             tasks.create_task(self._every(COVER_SECONDS, self._keep_coverage))
@@ -103,7 +113,8 @@ class Bookkeeper:
 
     async def _resume(self) -> None:
         """Find what was missed since earlier runs; the feed may have begun already."""
-        if not self._to_resume:
+        # What an earlier run left in the spool is not missing: it is read back with the rest.
+        if not self._to_resume or self._writer.done < self._in_spool:
             return
         products = sorted(self._to_resume)
         left_off = await self._ledger.left_off(products)
@@ -143,14 +154,16 @@ class Bookkeeper:
         accounted_for, taken = self._tracker.accounted_for(), self._writer.taken
         while self._writer.done < taken:  # noqa: ASYNC110  (seldom, and no hurry)
             await asyncio.sleep(0.1)
+        # Some of them may have been refused since.
+        now = self._tracker.accounted_for()
         news = {
-            product_id: ranges
+            product_id: intersect(ranges, now[product_id])
             for product_id, ranges in accounted_for.items()
             if self._covered.get(product_id) != ranges
         }
         if news:
             await self._ledger.cover(news, bronze_id)
-            self._covered |= news
+            self._covered |= {product_id: accounted_for[product_id] for product_id in news}
 
     async def _check_ids(self) -> None:
         while self._to_check:

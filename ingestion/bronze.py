@@ -1,4 +1,4 @@
-"""Writes frames to bronze: batched binary COPY out of a bounded buffer that never loses a batch."""
+"""Writes frames to bronze: batched binary COPY out of a bounded buffer, and a spool behind it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,9 +15,11 @@ from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import structlog
 
-from ingestion.errors import FatalBronzeError
+from ingestion.errors import DamagedSpoolError, FatalBronzeError
+from ingestion.spool import Spool, SpoolFullError
 
 # Strings: the type is generic in the stubs only.
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -38,6 +40,10 @@ PARTITIONS_SECONDS: Final = 3600.0
 PARTITIONS_RETRY_SECONDS: Final = 60.0
 REJECTED_ROWS: Final = 100
 """Rejected frames per COPY. They are few, and large ones are more likely among them."""
+GROUP_BATCHES: Final = 4
+"""So many batches may wait for the disk, before the socket has to."""
+FULL_RETRY_SECONDS: Final = 1.0
+"""How often a spool that is full is tried again."""
 SESSION_SECONDS: Final = 1.0
 """A running session's counts are written at most this often: each write leaves a dead row."""
 
@@ -90,6 +96,15 @@ class RejectedRow(NamedTuple):
     session_id: UUID
     frame: bytes
     error: str
+
+
+_Row: TypeAlias = TradeRow | RejectedRow
+
+_PACK = msgspec.msgpack.Encoder(uuid_format="bytes").encode
+_UNPACK_TRADE = msgspec.msgpack.Decoder(TradeRow).decode
+_UNPACK_REJECTED = msgspec.msgpack.Decoder(RejectedRow).decode
+# How msgpack begins an array of up to 15 values: the two kinds of row differ in length.
+_TRADE_BEGINS: Final = 0x90 + len(TRADE_COLUMNS)
 
 
 @dataclass(slots=True)
@@ -152,46 +167,74 @@ class BronzeWriter:
     the database takes it; when a connection dies within a COPY, the batch is sent again, so a frame
     may be twice in bronze and is never absent. Meant for one task that puts, and one that runs.
 
+    Memory holds the oldest frames. What comes beyond its bound goes to the spool, and so does all
+    that comes later until the spool is empty again: bronze gets the frames in the order they came.
+
     Args:
         connect: opens a connection as a role that may insert into bronze.
+        spool: holds what memory can't; `open` opens it, `run` closes it.
         batch_size: rows per COPY.
-        flush_interval: the longest wait before a part-filled batch is written, in seconds.
+        flush_interval: the longest wait before a part-filled batch is written to bronze or to the
+            spool, in seconds.
         max_buffered: frames kept in memory, those on their way included.
         on_batch: is told the seconds that each batch took.
+        on_refused: is given the rows that PostgreSQL refuses, whose trades bronze can't tell.
 
     """
 
     def __init__(
         self,
         connect: Connect,
+        spool: Spool,
         *,
         batch_size: int,
         flush_interval: float,
         max_buffered: int,
         on_batch: Callable[[float], None] = lambda _seconds: None,
+        on_refused: Callable[[TradeRow], None] = lambda _row: None,
     ) -> None:
         self._connect = connect
+        self._spool = spool
         self._batch_size = batch_size
         self._flush_interval = flush_interval
         self._max_buffered = max_buffered
         self._on_batch = on_batch
+        self._on_refused = on_refused
 
-        self._rows: deque[TradeRow] = deque()
+        self._rows: deque[_Row] = deque()
+        # What waits for the spool, and what is being written to it.
+        self._group: deque[_Row] = deque()
+        self._writing: list[_Row] = []
+        # Takes what comes: _rows, or _group while the spool is in use.
+        self._incoming = self._rows
+        # Frames in the spool, without the batch that is on its way from there.
+        self._spooled = 0
+
         # A stack: the batch on its way, or what bisection has left of it, in order from the top.
         self._chunks: list[list[TradeRow]] = []
         self._rejected: deque[RejectedRow] = deque()
+        self._batch_frames = 0
+        self._batch_is_spooled = False
         self._sessions: dict[UUID, FeedSession] = {}
         self._saved_sessions: dict[UUID, _Saved] = {}
 
         self._room = max_buffered
         self._has_room = asyncio.Event()
         self._wake = asyncio.Event()
+        self._spill_due = asyncio.Event()
         self._finishing = False
+        self._ended = False
         self._connection: Connection | None = None
         self._partitions_due = 0.0
         self._away_since: float | None = None
         self._retry_seconds = FIRST_RETRY_SECONDS
 
+        self.keeps = True
+        """False while the spool and memory are full: then no frame may be put."""
+        self.why_not = ""
+        """Why the spool took no more, when that happened last."""
+        self.done = 0
+        """Frames committed to bronze, as rows or as rejected, with none before them that is not."""
         self.rows_saved = 0
         """Rows committed to coinbase_trades_raw."""
         self.rejected_saved = 0
@@ -200,34 +243,57 @@ class BronzeWriter:
         """Batches committed."""
 
     @property
-    def buffered(self) -> int:
-        """Frames in memory, those on their way to the database included."""
-        return len(self._rows) + sum(map(len, self._chunks)) + len(self._rejected)
-
-    @property
-    def done(self) -> int:
-        """Frames of this run that are committed."""
-        return self.rows_saved + self.rejected_saved
-
-    @property
     def taken(self) -> int:
-        """Frames that were put, committed or not."""
-        return self.done + self.buffered
+        """Frames put so far, and those found in the spool.
 
-    def put(self, row: TradeRow) -> bool:
+        `done` reaches what `taken` was at a moment when all frames from before it are in bronze.
+        """
+        held = len(self._rows) + len(self._writing) + len(self._group)
+        return self.done + self._batch_frames + self._spooled + held
+
+    @property
+    def buffered(self) -> int:
+        """Frames in memory alone, those on their way to the database or the disk included."""
+        on_the_way = 0
+        if not self._batch_is_spooled:
+            on_the_way = sum(map(len, self._chunks)) + len(self._rejected)
+        return len(self._rows) + on_the_way + len(self._writing) + len(self._group)
+
+    @property
+    def spooled(self) -> int:
+        """Frames in the spool, those on their way to the database included."""
+        return self._spool.records
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Bytes of the spool on disk."""
+        return self._spool.size
+
+    async def open(self) -> None:
+        """Open the spool; what an earlier run left there goes to bronze before anything new.
+
+        Raises:
+            FatalSpoolError: the spool can't be used.
+
+        """
+        await asyncio.to_thread(self._spool.open)
+        self._spooled = self._spool.records
+        if self._spooled:
+            self._begin_spilling()
+
+    def put(self, row: TradeRow | RejectedRow) -> bool:
         """Take a frame; return whether there is room for another."""
-        rows = self._rows
-        rows.append(row)
-        waiting = len(rows)
+        incoming = self._incoming
+        incoming.append(row)
+        waiting = len(incoming)
         if waiting == self._batch_size:
             self._wake.set()
-        return waiting < self._room
+            self._spill_due.set()
+        return waiting < self._room or self._has_more_room()
 
     def put_rejected(self, row: RejectedRow) -> bool:
         """Take a frame that jsonb can't hold; return whether there is room for another."""
-        self._rejected.append(row)
-        self._update_room()
-        return len(self._rows) < self._room
+        return self.put(row)
 
     def track(self, session: FeedSession) -> None:
         """Save this session now, as batches land, and when it has ended."""
@@ -236,9 +302,9 @@ class BronzeWriter:
         self._wake.set()
 
     async def room(self) -> None:
-        """Wait until there is room for another frame."""
-        while len(self._rows) >= self._room:
-            self._wake.set()
+        """Wait until there is room for another frame, or none can be kept."""
+        while self._is_spilling and self.keeps and len(self._group) >= self._room:
+            self._spill_due.set()
             self._has_room.clear()
             await self._has_room.wait()
 
@@ -250,10 +316,32 @@ class BronzeWriter:
     async def run(self) -> None:
         """Save what is put, until `finish` is called and nothing is left.
 
+        However it ends, what bronze has not got is then in the spool, as far as the disk has room;
+        `buffered` tells what is not.
+
         Raises:
             FatalBronzeError: at the start, bronze can't be written with these settings.
+            DamagedSpoolError: what was in the spool can't be read any more.
 
         """
+        saving = asyncio.create_task(self._save_all())
+        spilling = asyncio.create_task(self._spill())
+        try:
+            await asyncio.wait({saving, spilling}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not saving.done():
+                saving.cancel()
+                await asyncio.wait({saving})
+            # Not cancelled: nobody would know what of a group is on the disk.
+            self._ended = True
+            self._refuse("the ingester is stopping")
+            self._spill_due.set()
+            await asyncio.wait({spilling})
+            await asyncio.to_thread(self._spool.close)
+        spilling.result()
+        saving.result()
+
+    async def _save_all(self) -> None:
         try:
             await self._start()
             while not (self._finishing and self._is_idle()):
@@ -270,9 +358,11 @@ class BronzeWriter:
     async def _wait(self) -> None:
         """Wait for a full batch, or for the flush interval."""
         retrying = self._away_since is not None and not self._is_idle()
-        # Rejected frames take room as well, so the buffer may be full before a batch is.
-        enough = len(self._rows) >= min(self._batch_size, self._room)
-        if retrying or self._finishing or enough:
+        enough = len(self._rows) >= min(self._batch_size, self._max_buffered)
+        at_hand = self._rows or self._spooled or self._batch_frames
+        # What is being written to the spool can't be taken before it is there.
+        for_disk = self._writing and not at_hand
+        if not for_disk and (retrying or self._finishing or enough or self._is_spilling):
             return
         self._wake.clear()
         with suppress(TimeoutError):
@@ -280,9 +370,8 @@ class BronzeWriter:
                 await self._wake.wait()
 
     def _is_idle(self) -> bool:
-        return not (
-            self._rows or self._chunks or self._rejected or any(map(self._is_due, self._sessions))
-        )
+        is_saved = self.taken == self.done and not self._is_spilling
+        return is_saved and not any(map(self._is_due, self._sessions))
 
     async def _start(self) -> None:
         """Find out whether bronze can be written; wait for a database that is away.
@@ -300,6 +389,8 @@ class BronzeWriter:
         """Do a step; where it fails, decide whether to give up, and wait before the next try."""
         try:
             await step()
+        except DamagedSpoolError:
+            raise
         except Exception as error:  # Whatever fails: the batch must not be dropped.
             self._drop_connection()
             origin = _origin(error)
@@ -310,7 +401,12 @@ class BronzeWriter:
             return False
         if self._away_since is not None:
             away = time.monotonic() - self._away_since
-            log.info("bronze_back", away_seconds=round(away, 1), buffered=self.buffered)
+            log.info(
+                "bronze_back",
+                away_seconds=round(away, 1),
+                buffered=self.buffered,
+                spooled=self.spooled,
+            )
             self._away_since = None
             self._retry_seconds = FIRST_RETRY_SECONDS
         return True
@@ -328,6 +424,7 @@ class BronzeWriter:
             error=str(error) or type(error).__name__,
             retry_in=round(delay, 2),
             buffered=self.buffered,
+            spooled=self.spooled,
         )
         await asyncio.sleep(delay)
 
@@ -358,10 +455,8 @@ class BronzeWriter:
         connection = await self._connected()
         if self._partitions_due <= time.monotonic():
             await self._make_partitions(connection)
-        if not self._chunks and self._rows:
-            size = min(len(self._rows), self._batch_size)
-            self._chunks.append([self._rows.popleft() for _ in range(size)])
-            self._update_room()
+        if not self._batch_frames:
+            await self._take_batch()
         if self._chunks:
             began = time.monotonic()
             await self._save_chunks(connection)
@@ -369,8 +464,33 @@ class BronzeWriter:
             self._on_batch(time.monotonic() - began)
         if self._rejected:
             await self._save_rejected(connection)
+        if self._batch_is_spooled:
+            await asyncio.to_thread(self._spool.acknowledge)
+            self._batch_is_spooled = False
+        self.done += self._batch_frames
+        self._batch_frames = 0
         for session_id in [found for found in self._sessions if self._is_due(found)]:
             await self._save_session(connection, self._sessions[session_id])
+
+    async def _take_batch(self) -> None:
+        """Take the oldest frames: they are in memory, then in the spool, then in the group."""
+        if self._is_spilling and not (self._rows or self._spooled or self._writing):
+            self._end_spilling()
+        rows: list[_Row]
+        if self._spooled and not self._rows:
+            rows = await asyncio.to_thread(self._read_spool)
+            self._spooled -= len(rows)
+            self._batch_is_spooled = True
+        else:
+            size = min(len(self._rows), self._batch_size)
+            rows = [self._rows.popleft() for _ in range(size)]
+        self._batch_frames = len(rows)
+        trades = [row for row in rows if not isinstance(row, RejectedRow)]
+        if trades:
+            self._chunks.append(trades)
+        if len(trades) < len(rows):
+            self._rejected.extend(row for row in rows if isinstance(row, RejectedRow))
+        self._update_room()
 
     async def _save_chunks(self, connection: Connection) -> None:
         """Save the batch; where PostgreSQL refuses a frame in it, find that one by halving.
@@ -390,7 +510,8 @@ class BronzeWriter:
                     self._halve()
                 else:
                     self._chunks.pop()
-                    self._reject(chunk[0], error)
+                    self._rejected.append(_rejected(chunk[0], error))
+                    self._on_refused(chunk[0])
             else:
                 self._chunks.pop()
                 self.rows_saved += len(chunk)
@@ -400,14 +521,6 @@ class BronzeWriter:
         chunk = self._chunks.pop()
         middle = len(chunk) // 2
         self._chunks += [chunk[middle:], chunk[:middle]]
-
-    def _reject(self, row: TradeRow, error: Exception) -> None:
-        received_at, source, _channel, session_id, _product_id, frame = row
-        detail = getattr(error, "detail", None)
-        reason = f"refused by jsonb: {getattr(error, 'message', None) or error}"
-        if detail:
-            reason = f"{reason} ({detail})"
-        self._rejected.append(RejectedRow(received_at, source, session_id, frame, reason))
 
     async def _save_rejected(self, connection: Connection) -> None:
         saved_before, first_error = self.rejected_saved, self._rejected[0].error
@@ -472,9 +585,135 @@ class BronzeWriter:
         )
 
     def _update_room(self) -> None:
-        self._room = self._max_buffered - sum(map(len, self._chunks)) - len(self._rejected)
-        if len(self._rows) < self._room:
+        if self._is_spilling:
+            self._room = GROUP_BATCHES * self._batch_size - len(self._writing)
+        else:
+            on_the_way = sum(map(len, self._chunks)) + len(self._rejected)
+            self._room = self._max_buffered - on_the_way
+        if len(self._incoming) < self._room:
             self._has_room.set()
+
+    @property
+    def _is_spilling(self) -> bool:
+        return self._incoming is self._group
+
+    def _has_more_room(self) -> bool:
+        """Let the spool take what memory can't; what comes faster than the disk has to wait."""
+        if self._is_spilling:
+            return False
+        log.warning("spilling", buffered=self.buffered)
+        self._begin_spilling()
+        return True
+
+    def _begin_spilling(self) -> None:
+        self._incoming = self._group
+        self._update_room()
+        self._spill_due.set()
+
+    def _end_spilling(self) -> None:
+        """Let memory take the frames again: the spool is empty."""
+        self._rows.extend(self._group)
+        self._group.clear()
+        self._incoming = self._rows
+        self.keeps = True
+        self._update_room()
+        log.info("spool_drained")
+
+    def _refuse(self, reason: str) -> None:
+        self.keeps = False
+        self.why_not = reason
+        self._has_room.set()
+
+    async def _spill(self) -> None:
+        """Write what memory can't hold to the spool, and at the end what memory holds as well."""
+        while not self._ended:
+            await self._wait_for_group()
+            if self._group:
+                await self._write_group()
+        await self._spill_rest()
+
+    async def _wait_for_group(self) -> None:
+        """Wait for a full batch, or for the flush interval while the spool is in use."""
+        self._spill_due.clear()
+        if self._ended:
+            return
+        patience = None
+        if self._is_spilling:
+            patience = self._flush_interval if self.keeps else FULL_RETRY_SECONDS
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._spill_due.wait()
+
+    async def _write_group(self, *, bounded: bool = True) -> None:
+        rows = self._writing = list(self._group)
+        self._group.clear()
+        self._update_room()
+        kept = len(rows)
+        try:
+            await asyncio.to_thread(lambda: self._spool.append(_packed(rows), bounded=bounded))
+        except SpoolFullError as error:
+            kept = error.kept
+            self._refuse(error.reason)
+        else:
+            self.keeps = not self._ended
+        self._writing = []
+        self._spooled += kept
+        self._group.extendleft(reversed(rows[kept:]))
+        self._update_room()
+        self._wake.set()
+
+    async def _spill_rest(self) -> None:
+        """Keep what is left in memory, beyond the spool's bound: it would be lost else."""
+        if not self._batch_is_spooled:
+            chunks = [row for chunk in reversed(self._chunks) for row in chunk]
+            self._rows.extendleft(reversed([*self._rejected, *chunks]))
+            self._batch_frames = 0
+        self._chunks.clear()
+        self._rejected.clear()
+        rows = list(self._rows)
+        kept = len(rows)
+        try:
+            await asyncio.to_thread(lambda: self._spool.prepend(_packed(rows)))
+        except SpoolFullError as error:
+            kept = error.kept
+            self._refuse(error.reason)
+        self._spooled += kept
+        for _ in range(kept):
+            self._rows.popleft()
+        if self._group:
+            await self._write_group(bounded=False)
+
+    def _read_spool(self) -> list[_Row]:
+        return [_unpacked(record) for record in self._spool.read(self._batch_size)]
+
+
+def _packed(rows: Iterable[_Row]) -> list[bytes]:
+    """Return rows as the spool keeps them."""
+    return [_packed_row(row) for row in rows]
+
+
+def _packed_row(row: _Row) -> bytes:
+    try:
+        return _PACK(row)
+    except UnicodeEncodeError as error:
+        # Half a surrogate pair in a product id, which PostgreSQL would refuse as well.
+        if isinstance(row, RejectedRow):
+            raise
+        return _PACK(_rejected(row, error))
+
+
+def _unpacked(record: bytes) -> _Row:
+    return _UNPACK_TRADE(record) if record[0] == _TRADE_BEGINS else _UNPACK_REJECTED(record)
+
+
+def _rejected(row: TradeRow, error: Exception) -> RejectedRow:
+    """Return a row that PostgreSQL refuses as one that it takes."""
+    received_at, source, _channel, session_id, _product_id, frame = row
+    detail = getattr(error, "detail", None)
+    reason = f"refused by jsonb: {getattr(error, 'message', None) or error}"
+    if detail:
+        reason = f"{reason} ({detail})"
+    return RejectedRow(received_at, source, session_id, frame, reason)
 
 
 def _origin(error: BaseException) -> BaseException:

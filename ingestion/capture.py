@@ -16,7 +16,7 @@ from uuid import uuid4
 import structlog
 
 from ingestion.bookkeeping import Bookkeeper
-from ingestion.bronze import BronzeWriter, Connect, FeedSession
+from ingestion.bronze import BronzeWriter, Connect, FeedSession, TradeRow
 from ingestion.coinbase.feed import AdvancedFeed, ExchangeFeed, Feed
 from ingestion.coinbase.rest import RestClient
 from ingestion.continuity import GapWatch, TradeIdTracker
@@ -31,7 +31,8 @@ from ingestion.metrics import CaptureMetrics, CaptureStats, serve
 from ingestion.repair import SOURCE as REST_SOURCE
 from ingestion.repair import Repairer
 from ingestion.settings import IngestionSettings
-from ingestion.sink import Sink
+from ingestion.sink import Intake, Sink
+from ingestion.spool import Spool
 from ingestion.subscriptions import Subscriptions
 
 log = structlog.get_logger(__name__)
@@ -58,11 +59,14 @@ class Capture:
         self._metrics = CaptureMetrics(lambda: self.stats, self._missing_trades)
         self._writer = BronzeWriter(
             connect,
+            Spool(settings.spool_dir, settings.spool_max_megabytes * 10**6),
             batch_size=settings.batch_size,
             flush_interval=settings.flush_interval_seconds,
             max_buffered=settings.max_buffered_frames,
             on_batch=self._metrics.batch_seconds.observe,
+            on_refused=self._refused,
         )
+        self._intake = Intake(self._writer)
         self._sinks: list[Sink] = []
         self._rest = RestClient(settings.rest_url)
         self._repairs = FeedSession(uuid4(), REST_SOURCE, settings.rest_url, (), datetime.now(UTC))
@@ -94,6 +98,9 @@ class Capture:
             rejected=writer.rejected_saved,
             reconnects=sum(max(sink.connections - 1, 0) for sink in sinks),
             buffered=writer.buffered,
+            spooled=writer.spooled,
+            spooled_bytes=writer.spooled_bytes,
+            not_kept=self._intake.not_kept,
             repaired=self._repairs.trades,
             frames_by_type=dict(by_type),
             seconds_since_last_frame=time.monotonic() - max(last_frames) if last_frames else None,
@@ -110,11 +117,14 @@ class Capture:
             FatalFeedError: the feed can't be read; what it had brought is saved.
             FatalBronzeError: at the start, bronze can't be written.
             MetricsPortError: the port for the metrics can't be opened.
-            UnsavedFramesError: stopped while the database was away.
+            FatalSpoolError: the spool can't be used.
+            DamagedSpoolError: what was in the spool can't be read any more.
+            UnsavedFramesError: stopped while the database was away and the spool full.
 
         """
         try:
             with serve(self._metrics.registry, self._settings.metrics_port):
+                await self._writer.open()
                 async with self._rest, asyncio.TaskGroup() as tasks:
                     writing = tasks.create_task(self._writer.run())
                     keeping = tasks.create_task(self._books.run())
@@ -134,6 +144,8 @@ class Capture:
             return stats
         finally:
             self._ledger.close()
+            if self._writer.spooled:
+                log.warning("frames_left_in_spool", frames=self._writer.spooled)
             if self._writer.buffered:
                 log.error("frames_lost", frames=self._writer.buffered)
         raise fatal
@@ -155,7 +167,10 @@ class Capture:
             await asyncio.gather(reading, stopping, return_exceptions=True)
 
     async def _drain(self, writing: asyncio.Task[None]) -> None:
-        """Wait until everything is saved, as long as the database takes something."""
+        """Wait until everything is saved, as long as the database takes something.
+
+        What it doesn't take goes to the spool.
+        """
         patience = self._settings.drain_seconds
         if not writing.done():
             log.info("draining", buffered=self._writer.buffered, drain_seconds=patience)
@@ -172,13 +187,13 @@ class Capture:
             await self._close_books()
             return
         writing.cancel()
-        if not left:
-            log.warning("session_end_unsaved")
-            return
-        raise UnsavedFramesError(left, patience)
+        await asyncio.wait({writing})
+        if self._writer.buffered:
+            raise UnsavedFramesError(self._writer.buffered, patience, self._writer.why_not)
+        log.warning("session_end_unsaved")
 
     async def _close_books(self) -> None:
-        if self._writer.buffered:
+        if self._writer.done < self._writer.taken:
             return
         try:
             await self._books.close()
@@ -186,11 +201,21 @@ class Capture:
             # What it would have noted is read back at the next start.
             log.warning("books_not_closed", error=str(error))
 
+    def _refused(self, row: TradeRow) -> None:
+        self._books.refused(row)
+
     def _missing_trades(self) -> dict[str, int]:
         return self._books.missing_trades()
 
     def _new_sink(self, kind: type[Feed]) -> Sink:
-        sink = Sink(SOURCES[kind], self._writer, self._tracker, self._gaps, self._books.check)
+        sink = Sink(
+            SOURCES[kind],
+            self._writer,
+            self._intake,
+            self._tracker,
+            self._gaps,
+            self._books.check,
+        )
         self._sinks.append(sink)
         return sink
 

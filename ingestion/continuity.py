@@ -34,6 +34,11 @@ def clip(ranges: Iterable[IdRange], first: int, last: int) -> list[IdRange]:
     return [part for part in clipped if part.first <= part.last]
 
 
+def intersect(these: Iterable[IdRange], those: Sequence[IdRange]) -> list[IdRange]:
+    """Return the ids that are in both."""
+    return [part for first, last in these for part in clip(those, first, last)]
+
+
 def contains(ranges: Sequence[IdRange], trade_id: int) -> bool:
     """Tell whether an id is in ranges that are in ascending order."""
     at = bisect_right(ranges, trade_id, key=_first) - 1
@@ -90,6 +95,12 @@ class TradeIdTracker:
         if last_trade_id > product.announced and product.believes(last_trade_id):
             product.announced = last_trade_id
         return product.announced > product.highest
+
+    def lose(self, product_id: str, trade_id: int) -> None:
+        """Record that a trade that was seen is missing after all: its frame can't be used."""
+        product = self._products.get(product_id)
+        if product is not None and product.first <= trade_id <= product.highest:
+            product.lose(trade_id)
 
     def resume(self, product_id: str, covered: Sequence[IdRange]) -> bool:
         """Go on from what earlier runs have accounted for; return whether some trades are missing.
@@ -204,6 +215,13 @@ class _Product:
         left = (IdRange(first, trade_id - 1), IdRange(trade_id + 1, last))
         self.gaps[at : at + 1] = [part for part in left if part.first <= part.last]
         self.missing -= 1
+
+    def lose(self, trade_id: int) -> None:
+        """Make a gap of an id that is in none."""
+        if not contains(self.gaps, trade_id):
+            at = bisect_right(self.gaps, trade_id, key=_first)
+            self.gaps.insert(at, IdRange(trade_id, trade_id))
+            self.missing += 1
 
     def forget(self, first: int, last: int) -> None:
         """Take all missing ids between two off."""

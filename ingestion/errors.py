@@ -27,19 +27,29 @@ class MetricsPortError(IngestionError):
     """The port for the metrics can't be opened."""
 
 
+class FatalSpoolError(IngestionError):
+    """The spool can't be used with these settings, or by this version."""
+
+
+class DamagedSpoolError(IngestionError):
+    """Frames that were in the spool can't be read any more."""
+
+
 class UnsavedFramesError(IngestionError):
-    """The ingester was stopped while the database was away, and frames are lost with it.
+    """The ingester was stopped while the database was away and the spool full: frames are lost.
 
     Args:
-        frames: how many frames were not saved.
+        frames: how many frames are neither in bronze nor in the spool.
         waited: how long the database was given, in seconds.
+        why_not: why the spool took no more.
 
     """
 
-    def __init__(self, frames: int, waited: float) -> None:
+    def __init__(self, frames: int, waited: float, why_not: str) -> None:
         self.frames = frames
         super().__init__(
             f"{frames} frames are NOT in bronze: the database took nothing for {waited:g} s while "
-            "stopping. Look at the log for bronze_unreachable, and raise DRAIN_SECONDS to wait "
-            "longer next time."
+            f"stopping, and the spool did not take them either ({why_not}). Look at the log for "
+            "bronze_unreachable, and make room for SPOOL_DIR; DRAIN_SECONDS is how long stopping "
+            "waits for the database."
         )

@@ -34,7 +34,13 @@ class CaptureStats:
     reconnects: int
     """Connections to the exchange after the first."""
     buffered: int
-    """Frames in memory that are not committed yet."""
+    """Frames in memory that are neither committed nor in the spool yet."""
+    spooled: int
+    """Frames in the spool that are not committed yet."""
+    spooled_bytes: int
+    """Bytes of the spool on disk."""
+    not_kept: int
+    """Frames received while memory and spool were full."""
     repaired: int
     """Trades that were missing and came over REST."""
     frames_by_type: dict[str, int]
@@ -89,14 +95,23 @@ class CaptureMetrics(Collector):
             ),
             "reconnects": ("Connections to the exchange after the first.", stats.reconnects),
             "repaired_trades": ("Trades that were missing and came over REST.", stats.repaired),
+            "frames_not_kept": (
+                "Frames received while memory and spool were full.",
+                stats.not_kept,
+            ),
         }
         for name, (meaning, value) in counters.items():
             yield CounterMetricFamily(f"ingestion_{name}", meaning, value=value)
-        yield GaugeMetricFamily(
-            "ingestion_buffered_frames",
-            "Frames in memory that are not committed yet.",
-            value=stats.buffered,
-        )
+        gauges = {
+            "buffered_frames": (
+                "Frames in memory that are neither committed nor in the spool yet.",
+                stats.buffered,
+            ),
+            "spooled_frames": ("Frames in the spool that are not committed.", stats.spooled),
+            "spooled_bytes": ("Bytes of the spool on disk.", stats.spooled_bytes),
+        }
+        for name, (meaning, value) in gauges.items():
+            yield GaugeMetricFamily(f"ingestion_{name}", meaning, value=value)
         if stats.seconds_since_last_frame is not None:
             yield GaugeMetricFamily(
                 "ingestion_seconds_since_last_frame",

@@ -19,6 +19,7 @@ ALL: Final = "ALL"
 
 FeedChoice = Literal["exchange", "advanced", "both"]
 
+_PROJECT_ROOT = Path(__file__).resolve().parents[1]
 _PRODUCT = re.compile(r"[A-Z0-9]+(-[A-Z0-9]+)+")
 _CREDENTIALS = re.compile(r"(?<=//)[^/]*@")
 
@@ -32,7 +33,7 @@ class IngestionSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file=Path(__file__).resolve().parents[1] / ".env",
+        env_file=_PROJECT_ROOT / ".env",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -80,6 +81,16 @@ class IngestionSettings(BaseSettings):
         le=50_000_000,
         description="frames kept in memory while the database is away, about 0.5 kB each, "
         "from 1 to 50000000",
+    )
+    spool_dir: Path = Field(
+        default=_PROJECT_ROOT / ".medallion" / "spool",
+        description="a folder for the frames that memory can't hold while the database is away",
+    )
+    spool_max_megabytes: int = Field(
+        default=10_000,
+        ge=1,
+        le=100_000_000,
+        description="megabytes of frames kept in SPOOL_DIR, from 1 to 100000000",
     )
     silence_seconds: float = Field(
         default=10,
@@ -160,6 +171,12 @@ class IngestionSettings(BaseSettings):
             if not _PRODUCT.fullmatch(product):
                 raise ValueError(f"{product!r} is no product id")
         return products
+
+    @field_validator("spool_dir")
+    @classmethod
+    def _from_the_project(cls, folder: Path) -> Path:
+        """Take a relative folder from the project's, whichever the current one is."""
+        return _PROJECT_ROOT / folder.expanduser()
 
     @model_validator(mode="after")
     def _batch_fits_the_buffer(self) -> Self:

@@ -23,8 +23,42 @@ from ingestion.continuity import GapWatch, TradeIdTracker
 
 log = structlog.get_logger(__name__)
 
+NOT_KEPT_SECONDS: Final = 60.0
+"""While frames are not kept, their count is told this often."""
+
 _KNOWN_TYPES: Final = frozenset({"subscriptions", "error", "heartbeats"})
 _MOST_TYPES_LOGGED: Final = 100
+
+
+class Intake:
+    """Tells whether frames can be kept; counts and reports those that can't.
+
+    Args:
+        writer: keeps them, in memory or on disk.
+
+    """
+
+    def __init__(self, writer: BronzeWriter) -> None:
+        self._writer = writer
+        self._told_at: float | None = None
+        self._tells_when_kept = False
+        self.not_kept = 0
+        """Frames that came while memory and spool were full."""
+
+    def keeps(self) -> bool:
+        """Tell whether the frame at hand can be kept."""
+        if self._writer.keeps:
+            if self._tells_when_kept:
+                self._tells_when_kept = False
+                log.warning("frames_kept_again", not_kept=self.not_kept)
+            return True
+        self.not_kept += 1
+        now = time.monotonic()
+        if self._told_at is None or now - self._told_at >= NOT_KEPT_SECONDS:
+            self._told_at = now
+            self._tells_when_kept = True
+            log.error("frames_not_kept", not_kept=self.not_kept, reason=self._writer.why_not)
+        return False
 
 
 class Sink:
@@ -33,6 +67,7 @@ class Sink:
     Args:
         source: marks its rows in bronze.
         writer: saves them.
+        intake: tells whether it has a place for another.
         tracker: follows the trade ids of all feeds.
         gaps: is told when some are missing.
         on_dropped: is told the products of which frames may have been dropped.
@@ -43,12 +78,14 @@ class Sink:
         self,
         source: str,
         writer: BronzeWriter,
+        intake: Intake,
         tracker: TradeIdTracker,
         gaps: GapWatch,
         on_dropped: Callable[[tuple[str, ...]], None],
     ) -> None:
         self._source = source
         self._writer = writer
+        self._intake = intake
         self._tracker = tracker
         self._gaps = gaps
         self._on_dropped = on_dropped
@@ -96,32 +133,36 @@ class Sink:
         self.trades += 1
         product_id, trade_id = message.product_id, message.trade_id
         if type(product_id) is not str:
-            return self._put(TRADE_CHANNEL, None, frame, 1)
-        has_room = self._put(TRADE_CHANNEL, product_id, frame, 1)
-        if type(trade_id) is not int:
+            product_id = trade_id = None
+        elif type(trade_id) is not int:
             trade_id = trade_number(trade_id)
-        if trade_id is not None and self._tracker.observe(product_id, trade_id):
+        if trade_id is not None and self._skips(product_id, trade_id):
             self._gaps.add(product_id, time.monotonic())
-        return has_room
+        return self._put(TRADE_CHANNEL, product_id, frame, 1)
 
     def market_trades(self, frame: bytes, message: AdvancedMessage) -> bool:
         """Follow the trade ids and buffer the frame."""
         self._market_trades += 1
         trades = message.trades()
         self.trades += len(trades)
-        products = dict.fromkeys(product_id for product_id, _ in trades)
-        product_id = next(iter(products)) if len(products) == 1 else None
-        has_room = self._put(MARKET_TRADES_CHANNEL, product_id, frame, len(trades))
-        skipping = {
-            product_id for product_id, number in trades if self._tracker.observe(product_id, number)
-        }
-        for product_id in skipping:
+        products = {product_id for product_id, _ in trades}
+        for product_id in {name for name, trade_id in trades if self._skips(name, trade_id)}:
             self._gaps.add(product_id, time.monotonic())
-        return has_room
+        only = products.pop() if len(products) == 1 else None
+        return self._put(MARKET_TRADES_CHANNEL, only, frame, len(trades))
+
+    def _skips(self, product_id: str, trade_id: int) -> bool:
+        """Follow a trade id; tell whether some are missing now."""
+        if self._writer.keeps:
+            return self._tracker.observe(product_id, trade_id)
+        # Known of but not kept: so it is missing.
+        return self._tracker.announce(product_id, trade_id)
 
     def unreadable(self, frame: bytes, error: str) -> bool:
         """Buffer a frame that jsonb can't hold."""
         self._count("unreadable")
+        if not self._intake.keeps():
+            return True
         return self._writer.put_rejected(
             RejectedRow(datetime.now(UTC), self._source, self._session.session_id, frame, error)
         )
@@ -161,6 +202,8 @@ class Sink:
         session = self._session
         session.trade_frames += 1
         session.trades += trades
+        if not self._intake.keeps():
+            return True
         return self._writer.put(
             (datetime.now(UTC), self._source, channel, session.session_id, product_id, frame)
         )

@@ -20,7 +20,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ingestion.continuity import count
-from ingestion.errors import BackfillError, FatalBronzeError, FatalFeedError, IngestionError
+from ingestion.errors import (
+    BackfillError,
+    FatalBronzeError,
+    FatalFeedError,
+    FatalSpoolError,
+    IngestionError,
+)
 from ingestion.settings import IngestionSettings, explain
 from medallion.errors import FailedError
 from medallion.logs import log_to
@@ -137,11 +143,19 @@ def ingest(
         capture = Capture(settings, connection.open)
         with stop_on_signals(capture.stop):
             stats = await capture.run()
-        errors.print(
+        told = (
             f"Stopped. {stats.trades:,} trades received, {stats.rows:,} rows in bronze, "
             f"{stats.rejected:,} frames rejected, {stats.reconnects:,} reconnects, "
             f"{stats.repaired:,} missing trades fetched."
         )
+        if stats.spooled:
+            told += (
+                f" {stats.spooled:,} frames wait in the spool: the next `medallion ingest` saves "
+                "them."
+            )
+        if stats.not_kept:
+            told += f" {stats.not_kept:,} frames were NOT kept: the spool was full."
+        errors.print(told)
 
     asyncio.run(run())
 
@@ -446,9 +460,8 @@ def main() -> None:
     except ValidationError as error:
         _fail(explain(error, SETTINGS), 2)
     except (WarehouseError, IngestionError) as error:
-        fatal = isinstance(
-            error, BackfillError | FatalFeedError | FatalBronzeError | WarehouseError
-        )
+        wrong = BackfillError | FatalFeedError | FatalBronzeError | FatalSpoolError | WarehouseError
+        fatal = isinstance(error, wrong)
         _fail(str(error), 2 if fatal else 1)
     except FailedError as error:
         _fail(str(error), 1)

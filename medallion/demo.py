@@ -173,7 +173,11 @@ class Demo:
     async def _stream(self) -> None:
         async with self._feed() as feed:
             settings = IngestionSettings(
-                coinbase_ws_url=feed.url, coinbase_products=feed.products, metrics_port=None
+                coinbase_ws_url=feed.url,
+                coinbase_products=feed.products,
+                metrics_port=None,
+                # Not SPOOL_DIR: what waits there may be of another market, for another database.
+                spool_dir=self._settings.medallion_home / "demo-spool",
             )
             capture = Capture(settings, self._settings.connection(Role.INGEST).open)
             self._console.print(f"Feed        {feed.url}, {', '.join(feed.products)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -41,6 +42,12 @@ def _no_settings_from_outside() -> Iterator[None]:
         patch.setitem(WarehouseSettings.model_config, "env_file", None)
         patch.setitem(IngestionSettings.model_config, "env_file", None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _spool_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test, nor any process that it starts, save what waits in another's spool."""
+    monkeypatch.setenv("SPOOL_DIR", str(tmp_path / "spool"))
 
 
 @dataclass(frozen=True)
@@ -204,3 +211,19 @@ def recorded_frames() -> Callable[[str], list[bytes]]:
         return path.read_bytes().splitlines()
 
     return read
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+        subprocess.run(mount, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command for a tmpfs")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"a tmpfs can't be mounted: {error.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)  # noqa: S607  (wherever it is)

@@ -200,6 +200,17 @@ def trade_number(value: object) -> int | None:
     return None
 
 
+def trades_in(channel: str, frame: bytes) -> list[tuple[str, int]]:
+    """Return product and id of each trade in a frame, as far as they can be read."""
+    if channel == MARKET_TRADES_CHANNEL:
+        return decode_advanced(frame).trades()
+    message = decode(frame)
+    trade_id = trade_number(message.trade_id)
+    if not isinstance(message.product_id, str) or trade_id is None:
+        return []
+    return [(message.product_id, trade_id)]
+
+
 def _decode_unusual(frame: bytes) -> Message:
     """Decode by the book what msgspec refused, and say exactly what is wrong."""
     document = _document(frame)

@@ -188,21 +188,115 @@ def test_a_restart_of_the_exchange_is_a_new_session(
     assert trades == saved == rows(database)
 
 
-def test_stopping_without_postgres_tells_what_is_lost(
+def assert_in_order(database: Any) -> None:
+    """See that bronze got the trades as they came; what was sent again comes a second time."""
+    found: dict[str, dict[int, None]] = {}
+    for product_id, trade_id in database.fetch(
+        "select product_id, (payload ->> 'trade_id')::bigint "
+        "from bronze.coinbase_trades_raw order by bronze_id"
+    ):
+        found.setdefault(product_id, {})[trade_id] = None
+    assert found
+    for trade_ids in found.values():
+        assert list(trade_ids) == sorted(trade_ids)
+
+
+def metrics(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in samples}
+
+
+SMALL_MEMORY = {"BATCH_SIZE": "10", "MAX_BUFFERED_FRAMES": "50", "FLUSH_INTERVAL_SECONDS": "0.05"}
+
+
+def test_stopping_without_postgres_leaves_frames_that_the_next_run_saves(
     database: Any, server: Any, ingest: Callable[..., Any], simulator: Callable[[], Any]
 ) -> None:
-    with simulator() as url, ingest(url, DRAIN_SECONDS="0.5") as command:
-        command.wait_for(lambda: rows(database) > 0)
-        server.embedded.stop()
-        try:
-            command.wait_for_event("bronze_unreachable", times=3)
-            code = command.end(signal.SIGTERM)
-        finally:
-            server.embedded.start()
+    with simulator() as url:
+        with ingest(url, DRAIN_SECONDS="0.5", **SMALL_MEMORY) as command:
+            command.wait_for(lambda: rows(database) > 0)
+            server.embedded.stop()
+            try:
+                command.wait_for_event("spilling")
+                command.wait_for_event("bronze_unreachable", times=3)
+                code = command.end(signal.SIGTERM)
+            finally:
+                server.embedded.start()
+        trades, saved, _rejected, _reconnects = counts(command.said)
+        waiting = re.search(
+            r"([\d,]+) frames wait in the spool: the next `medallion ingest` saves them\.",
+            command.said,
+        )
+        assert waiting is not None, command.said
+        left = int(waiting[1].replace(",", ""))
+        assert (code, saved + left) == (0, trades)
+        assert left > 50
 
-    assert code == 1
-    assert re.search(r"\d+ frames are NOT in bronze", command.said)
+        with ingest(url) as again:
+            again.wait_for_event("spool_drained")
+            assert again.end(signal.SIGTERM) == 0
+
+    newly, saved_again, _rejected, _reconnects = counts(again.said)
+    assert saved_again == newly + left
+    assert_in_order(database)
+
+
+def test_a_killed_ingester_leaves_a_spool_that_the_next_one_drains_in_order(
+    database: Any,
+    server: Any,
+    ingest: Callable[..., Any],
+    simulator: Callable[[], Any],
+    tmp_path: Path,
+    unused_tcp_port_factory: Callable[[], int],
+) -> None:
+    port = unused_tcp_port_factory()
+    with simulator() as url:
+        with ingest(url, METRICS_PORT=str(port), **SMALL_MEMORY) as command:
+            command.wait_for(lambda: rows(database) > 0)
+            server.embedded.stop()
+            try:
+                command.wait_for_event("spilling")
+                command.wait_for(lambda: metrics(port)["ingestion_spooled_frames"] > 200)
+                spooled = metrics(port)["ingestion_spooled_frames"]
+                command.process.kill()
+                command.process.wait()
+            finally:
+                server.embedded.start()
+        saved_before = rows(database)
+        # As a kill within a write would leave it.
+        [segment] = (tmp_path / "spool" / "1").glob("*.spool")
+        segment.write_bytes(segment.read_bytes()[:-5])
+
+        with ingest(url) as again:
+            again.wait_for_event("spool_drained")
+            code = again.end(signal.SIGTERM)
+
+    [found] = [event for event in again.events() if event["event"] == "spool_found"]
+    assert found["frames"] >= spooled - 1
+    assert [e["event"] for e in again.events()].count("spool_tail_cut") == 1
+    newly, saved, _rejected, _reconnects = counts(again.said)
+    assert (code, saved) == (0, newly + found["frames"])
+    assert rows(database) == saved_before + saved
+    assert_in_order(database)
+    assert list((tmp_path / "spool" / "1").glob("*.spool")) == []
+
+
+def test_a_spool_of_another_version_exits_with_2(
+    ingest: Callable[..., Any], tmp_path: Path
+) -> None:
+    segment = tmp_path / "spool" / "1" / "1000000000.spool"
+    segment.parent.mkdir(parents=True)
+    segment.write_bytes(b"medallion spool 2\nsomething")
+
+    with ingest("ws://127.0.0.1:1") as command:
+        code = command.end()
+
+    assert code == 2
+    assert "spool version 2, and this one reads 1" in command.said
     assert "Traceback" not in command.said
+    assert segment.read_bytes() == b"medallion spool 2\nsomething"
 
 
 def test_an_exchange_out_of_reach_is_tried_again_until_stopped(

@@ -19,6 +19,7 @@ def test_every_setting_is_documented_and_no_other() -> None:
 
 
 def test_the_documented_values_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPOOL_DIR")
     without = IngestionSettings(), WarehouseSettings()
     for name, value in LINES:
         # The embedded server finds a port of its own; 5432 is that of a server of your own.

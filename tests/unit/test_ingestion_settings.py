@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ingestion.settings import IngestionSettings, explain
+from tests.conftest import ROOT
 from warehouse.settings import WarehouseSettings
 
 VARIABLES = [name.upper() for name in IngestionSettings.model_fields]
@@ -59,6 +60,7 @@ def test_dotenv_is_read_and_the_environment_wins(
         ("BATCH_SIZE", "many", "from 1 to 100000"),
         ("FLUSH_INTERVAL_SECONDS", "nan", "from 0.01 to 60"),
         ("MAX_BUFFERED_FRAMES", "-1", "from 1 to 50000000"),
+        ("SPOOL_MAX_MEGABYTES", "0", "from 1 to 100000000"),
         ("SILENCE_SECONDS", "inf", "from 0.1 to 3600"),
         ("DRAIN_SECONDS", "-1", "from 0.1 to 3600"),
         ("METRICS_PORT", "70000", "from 1 to 65535"),
@@ -76,6 +78,12 @@ def test_a_wrong_value_is_explained(
     assert "\n" not in told
     assert told.startswith(f"{name} is '{value}'")
     assert accepted in told
+
+
+def test_a_relative_spool_is_in_the_projects_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().spool_dir == ROOT / ".medallion" / "spool"
+    monkeypatch.setenv("SPOOL_DIR", "elsewhere/spool")
+    assert load().spool_dir == ROOT / "elsewhere" / "spool"
 
 
 def test_each_wrong_value_gets_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
