@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -102,6 +103,29 @@ async def test_frames_beyond_memory_wait_on_disk_and_land_in_order(
     assert (writer.done, writer.spooled, writer.spooled_bytes) == (610, 0, 0)
 
 
+async def test_frames_on_a_slow_disk_are_waited_for_by_those_behind_them(
+    away: Away, admin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Spool.append
+
+    def slow_append(spool: Spool, *arguments: Any, **options: Any) -> None:
+        time.sleep(0.3)
+        append(spool, *arguments, **options)
+
+    monkeypatch.setattr(Spool, "append", slow_append)
+    async with writing(away, tmp_path) as writer:
+        await put(writer, 1, 30)
+        # Now the disk has the ones past 20, and memory is saved before it is through with them.
+        await asyncio.sleep(0.1)
+        away.is_away = False
+        await wait_for(lambda: writer.done == 20)
+        assert writer.spooled == 0
+        await put(writer, 31, 40)
+        await wait_for(lambda: writer.done == 40)
+
+    assert await trade_ids(admin) == list(range(1, 41))
+
+
 async def test_rows_come_back_from_the_spool_as_they_were(
     away: Away, admin: Any, tmp_path: Path
 ) -> None:
@@ -190,6 +214,24 @@ async def test_at_the_bound_the_oldest_stay_and_room_lets_in_again(
 
     assert last > 40
     assert await trade_ids(admin) == list(range(1, last + 6))
+
+
+async def test_a_stop_at_the_bound_keeps_what_was_taken(
+    away: Away, admin: Any, tmp_path: Path
+) -> None:
+    async with writing(away, tmp_path, max_bytes=10_000) as writer:
+        trade_id = 0
+        while writer.keeps:
+            trade_id += 1
+            await put(writer, trade_id, trade_id)
+            await asyncio.sleep(0)
+        assert writer.buffered > 20
+    assert (writer.buffered, writer.spooled) == (0, trade_id)
+
+    away.is_away = False
+    async with writing(away, tmp_path, max_bytes=10_000):
+        pass
+    assert await trade_ids(admin) == list(range(1, trade_id + 1))
 
 
 async def test_a_full_disk_loses_nothing_that_was_taken(
