@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -83,6 +84,16 @@ async def put(writer: BronzeWriter, first: int, last: int) -> None:
             await writer.room()
 
 
+async def put_until_full(writer: BronzeWriter, first: int) -> int:
+    """Put trades until no more are kept; return the last one."""
+    trade_id = first - 1
+    while writer.keeps:
+        trade_id += 1
+        await put(writer, trade_id, trade_id)
+        await asyncio.sleep(0)
+    return trade_id
+
+
 async def test_frames_beyond_memory_wait_on_disk_and_land_in_order(
     away: Away, admin: Any, tmp_path: Path
 ) -> None:
@@ -100,6 +111,29 @@ async def test_frames_beyond_memory_wait_on_disk_and_land_in_order(
 
     assert await trade_ids(admin) == list(range(1, 611))
     assert (writer.done, writer.spooled, writer.spooled_bytes) == (610, 0, 0)
+
+
+async def test_frames_on_a_slow_disk_are_waited_for_by_those_behind_them(
+    away: Away, admin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Spool.append
+
+    def slow_append(spool: Spool, *arguments: Any, **options: Any) -> None:
+        time.sleep(0.3)
+        append(spool, *arguments, **options)
+
+    monkeypatch.setattr(Spool, "append", slow_append)
+    async with writing(away, tmp_path) as writer:
+        await put(writer, 1, 30)
+        # Now the disk has the ones past 20, and memory is saved before it is through with them.
+        await asyncio.sleep(0.1)
+        away.is_away = False
+        await wait_for(lambda: writer.done == 20)
+        assert writer.spooled == 0
+        await put(writer, 31, 40)
+        await wait_for(lambda: writer.done == 40)
+
+    assert await trade_ids(admin) == list(range(1, 41))
 
 
 async def test_rows_come_back_from_the_spool_as_they_were(
@@ -174,12 +208,7 @@ async def test_at_the_bound_the_oldest_stay_and_room_lets_in_again(
     away: Away, admin: Any, tmp_path: Path
 ) -> None:
     async with writing(away, tmp_path, max_bytes=10_000) as writer:
-        trade_id = 0
-        while writer.keeps:
-            trade_id += 1
-            await put(writer, trade_id, trade_id)
-            await asyncio.sleep(0)
-        last = trade_id
+        last = await put_until_full(writer, 1)
         assert "reached its bound of 0.01 MB" in writer.why_not
         assert writer.spooled_bytes <= 10_000
         # Nobody is left waiting: what comes is for others to count.
@@ -192,19 +221,35 @@ async def test_at_the_bound_the_oldest_stay_and_room_lets_in_again(
     assert await trade_ids(admin) == list(range(1, last + 6))
 
 
+async def test_a_stop_at_the_bound_keeps_what_was_taken(
+    away: Away, admin: Any, tmp_path: Path
+) -> None:
+    async with writing(away, tmp_path, max_bytes=10_000) as writer:
+        last = await put_until_full(writer, 1)
+        assert writer.buffered > 20
+    assert (writer.buffered, writer.spooled) == (0, last)
+
+    away.is_away = False
+    async with writing(away, tmp_path, max_bytes=10_000):
+        pass
+    assert await trade_ids(admin) == list(range(1, last + 1))
+
+
 async def test_a_full_disk_loses_nothing_that_was_taken(
     away: Away, admin: Any, small_disk: Path
 ) -> None:
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(100_000))
     async with writing(away, small_disk) as writer:
-        trade_id = 0
-        while writer.keeps:
-            trade_id += 1
-            await put(writer, trade_id, trade_id)
-            await asyncio.sleep(0)
-        last = trade_id
+        full = await put_until_full(writer, 1)
         assert "No space left" in writer.why_not
-        assert writer.spooled > 500
-        assert writer.taken == last
+        assert writer.spooled > 300
+        assert writer.taken == full
+        # The database is still away.
+        filler.unlink()
+        await wait_for(lambda: writer.keeps)
+        last = await put_until_full(writer, full + 1)
+        assert last > full + 200
         away.is_away = False
 
     assert await trade_ids(admin) == list(range(1, last + 1))
@@ -214,21 +259,17 @@ async def test_a_full_disk_at_a_stop_keeps_what_was_spooled(
     away: Away, admin: Any, small_disk: Path
 ) -> None:
     async with writing(away, small_disk) as writer:
-        trade_id = 0
-        while writer.keeps:
-            trade_id += 1
-            await put(writer, trade_id, trade_id)
-            await asyncio.sleep(0)
+        last = await put_until_full(writer, 1)
     left = writer.buffered
     assert left >= 20
-    assert writer.spooled == trade_id - left
+    assert writer.spooled == last - left
 
     away.is_away = False
     async with writing(away, small_disk) as writer:
         pass
     found = await trade_ids(admin)
     assert found == sorted(found)
-    assert len(found) == trade_id - left
+    assert len(found) == last - left
 
 
 async def test_what_cannot_be_kept_is_counted_told_and_missing(

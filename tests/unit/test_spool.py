@@ -92,6 +92,9 @@ def test_a_torn_tail_leaves_the_whole_records_before_it(
             told = [entry["bytes"] for entry in logs if entry["event"] == "spool_tail_cut"]
             torn = cut - end if cut >= len(HEADER) else cut
             assert told == ([torn] if torn else [])
+        with capture_logs() as logs, spool(folder) as opened:
+            # Once told, it is gone.
+            assert {entry["event"] for entry in logs} <= {"spool_found"}
             opened.append([b"later"])
             assert drain(opened) == [*expected, b"later"]
         assert list(folder.glob("*/*.damaged")) == []
@@ -274,6 +277,7 @@ def test_each_spool_has_a_slot_of_its_own_and_takes_over_what_is_left(tmp_path: 
         third.close()
         with spool(tmp_path) as fourth:
             fourth.append([b"4"])
+            assert [path.parent.name for path in segments(tmp_path)] == ["1", "1", "1", "2"]
             assert drain(fourth) == [b"1", b"3", b"4"]
         assert drain(second) == [b"2"]
 
