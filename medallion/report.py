@@ -43,6 +43,15 @@ from gold.daily_kpis
 where day = (select max(day) from gold.daily_kpis)
 order by gold.daily_kpis.quote_volume desc
 """
+# Cut, not rounded: 100 means that not one trade is missing.
+COMPLETENESS = """
+select product_id as product, sum(trades)::bigint as trades, sum(missing)::bigint as missing,
+       sum(repaired)::bigint as repaired,
+       trunc(100 * sum(trades) / sum(trades + missing), 4) as "complete %", min(day) as "first day"
+from gold.trade_completeness
+group by product_id
+order by missing desc, trades desc
+"""
 MOVERS = """
 select period, rank, product_id as product, price_change_pct as "change %", open, close,
        trade_count as trades, quote_volume
@@ -82,6 +91,7 @@ SECTIONS = {
     Role.READER: {
         "gold.ohlc_1m: the last minutes (UTC)": CANDLES,
         "gold.daily_kpis: the newest day (UTC)": KPIS,
+        "gold.trade_completeness: all days": COMPLETENESS,
         "gold.top_movers": MOVERS,
         "Checks of this build": CHECKS,
     },

@@ -33,6 +33,7 @@ NEWEST = {
     "gold.ohlc_6h": "select max(bucket_6h) from {}",
     "gold.ohlc_1d": "select max(bucket_1d) from {}",
     "gold.daily_kpis": "select max(day)::timestamptz from {}",
+    "gold.trade_completeness": "select max(day)::timestamptz from {}",
     "gold.top_movers": "select max(snapshot_ts) from {}",
 }
 COUNTED_BELOW = 1_000_000

@@ -19,7 +19,7 @@ SECONDS = {
 
 
 class Candle(NamedTuple):
-    """One row of an ohlc table, but for its bronze_id."""
+    """One row of an ohlc table, but for what tells of its way: bronze_id and repaired_count."""
 
     product_id: str
     bucket: datetime
@@ -33,6 +33,8 @@ class Candle(NamedTuple):
     """Whether vwap is quote_volume / volume, as exactly as PostgreSQL divides."""
     trade_count: int
     taker_buy_volume: Decimal
+    first_trade_id: int
+    last_trade_id: int
 
 
 def query(table: str) -> str:
@@ -67,6 +69,7 @@ def _candle(product_id: str, bucket: datetime, frames: list[dict[str, Any]]) -> 
     quote_volume = sum((p * s for p, s in zip(prices, sizes, strict=True)), Decimal(0))
     # The maker sold to a taker who bought.
     bought = [s for s, frame in zip(sizes, frames, strict=True) if frame["side"] == "sell"]
+    trade_ids = [int(frame["trade_id"]) for frame in frames]
     return Candle(
         product_id,
         bucket,
@@ -79,4 +82,6 @@ def _candle(product_id: str, bucket: datetime, frames: list[dict[str, Any]]) -> 
         True,
         len(frames),
         sum(bought, Decimal(0)),
+        min(trade_ids),
+        max(trade_ids),
     )

@@ -72,6 +72,9 @@ candles as (
         sum(quote_volume) / sum(volume) as vwap,
         sum(trade_count)::bigint as trade_count,
         sum(taker_buy_volume) as taker_buy_volume,
+        min(first_trade_id) as first_trade_id,
+        max(last_trade_id) as last_trade_id,
+        sum(repaired_count)::bigint as repaired_count,
         max(bronze_id) as bronze_id
     from parts
     inner join touched_parts using (product_id, {{ part_bucket }})

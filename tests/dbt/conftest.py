@@ -6,6 +6,7 @@ import json
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from warehouse.settings import ConnectionInfo
 
 PROJECT = ROOT / "dbt_project"
 SESSION = uuid.UUID(int=1)
+CHANNELS = {"exchange_ws": "matches", "advanced_ws": "market_trades", "rest": "trades"}
 # Runs make it, so it differs from rebuild to rebuild.
 HISTORY = {"top_movers"}
 
@@ -90,17 +92,49 @@ class Lakehouse:
         self._dbt = dbt
         self.transform = database.info("medallion_transform")
 
-    def receive(self, *frames: dict[str, Any] | str, received_at: datetime | None = None) -> None:
-        """Append frames to bronze, in this order."""
+    def receive(
+        self,
+        *frames: dict[str, Any] | str,
+        received_at: datetime | None = None,
+        source: str = "exchange_ws",
+        product_id: str | None = None,
+    ) -> None:
+        """Append frames to bronze, in this order; `product_id` where they do not name it."""
         self.database.fetch(
             "insert into bronze.coinbase_trades_raw "
             "(received_at, source, channel, session_id, product_id, payload) "
-            "select $1, 'exchange_ws', 'matches', $2, frame ->> 'product_id', frame "
-            "from unnest($3::jsonb[]) with ordinality as frames (frame, position) "
+            "select $1, $2, $3, $4, coalesce($5, frame ->> 'product_id'), frame "
+            "from unnest($6::jsonb[]) with ordinality as frames (frame, position) "
             "order by position",
             received_at or datetime.now(UTC),
+            source,
+            CHANNELS[source],
             SESSION,
+            product_id,
             [frame if isinstance(frame, str) else json.dumps(frame) for frame in frames],
+        )
+
+    def repair(self, *matches: dict[str, Any]) -> None:
+        """Append trades to bronze as REST tells them."""
+        for frame in matches:
+            self.receive(rest_trade(frame), source="rest", product_id=frame["product_id"])
+
+    def record_gap(
+        self, missing: str = "{}", absent: str = "{}", product_id: str = "BTC-USD", **columns: Any
+    ) -> None:
+        """Record a gap as the ingester does: sets of ids such as `{[4,7)}`."""
+        self.database.fetch(
+            "insert into bronze.trade_gaps (product_id, first_id, last_id, found_by, missing, "
+            "absent, closed_at, found_at, next_try_at) "
+            "select $1, lower(ids), upper(ids) - 1, 'jump', missing, absent, "
+            "case when isempty(missing) then now() end, $4, $5 "
+            "from (values ($2::text::int8multirange, $3::text::int8multirange)) "
+            "as gaps (missing, absent), range_merge(missing + absent) as ids",
+            product_id,
+            missing,
+            absent,
+            columns.get("found_at", datetime.now(UTC)),
+            columns.get("next_try_at", datetime.now(UTC)),
         )
 
     def dbt(self, *arguments: str) -> Build:
@@ -154,3 +188,29 @@ def match(trade_id: int, /, **fields: Any) -> dict[str, Any]:
         "time": f"{NOON + timedelta(seconds=at):%Y-%m-%dT%H:%M:%S.%fZ}",
     } | fields
     return {name: value for name, value in frame.items() if value is not None}
+
+
+def advanced_frame(*matches: dict[str, Any]) -> dict[str, Any]:
+    """Return the Advanced frame that tells of these matches, which it does newest first."""
+    trades = [
+        {name: frame[name] for name in ("product_id", "price", "size", "time")}
+        | {"trade_id": str(frame["trade_id"]), "side": frame["side"].upper()}
+        for frame in matches
+    ]
+    return {
+        "channel": "market_trades",
+        "timestamp": "2026-09-30T02:39:54.014999553Z",
+        "sequence_num": 22,
+        "events": [{"type": "update", "trades": trades[::-1]}],
+    }
+
+
+def rest_trade(frame: dict[str, Any]) -> dict[str, Any]:
+    """Return how REST tells of this match: without its product, with padded numbers."""
+    return {
+        "trade_id": frame["trade_id"],
+        "side": frame["side"],
+        "size": f"{Decimal(frame['size']):.8f}",
+        "price": f"{Decimal(frame['price']):.8f}",
+        "time": frame["time"],
+    }

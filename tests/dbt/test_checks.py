@@ -20,6 +20,7 @@ INVARIANTS = {f"{candles}_invariants" for candles in CANDLES}
 IN_HISTORY = "_in_all_history"
 ROLL_UPS_IN_HISTORY = {name + IN_HISTORY for name in ROLL_UPS}
 AGREES = {"ohlc_1m_agrees_with_trades", "ohlc_1m_agrees_with_trades" + IN_HISTORY}
+COMPLETENESS = {"completeness_agrees_with_candles"}
 FRESHNESS = {"bronze_freshness", "bronze_volume_5m", "silver_freshness", "ohlc_1m_is_recent"}
 # As if no check had passed yet: those of new rows read every row.
 UNCHECK = "update ops.model_watermarks set checked = 0;"
@@ -200,7 +201,8 @@ SPOILED = {
             "ohlc_1d_rolls_up",
             "ohlc_1d_rolls_up" + IN_HISTORY,
             "daily_kpis_agree_with_candles",
-        },
+        }
+        | COMPLETENESS,
     ),
     "day_lost": Spoiled(
         UNCHECK + "delete from gold.daily_kpis where product_id = 'ETH-USD'",
@@ -239,7 +241,31 @@ SPOILED = {
     ),
     "candles_that_are_no_sum": Spoiled(
         UNCHECK + NO_SUM,
-        {"daily_kpis_agree_with_candles"} | ROLL_UPS | ROLL_UPS_IN_HISTORY,
+        {"daily_kpis_agree_with_candles", "ohlc_1h_invariants"} | ROLL_UPS | ROLL_UPS_IN_HISTORY,
+    ),
+    "candles_of_other_ids": Spoiled(
+        UNCHECK + "update gold.ohlc_1d set last_trade_id = last_trade_id + 1;"
+        "update gold.ohlc_6h set first_trade_id = first_trade_id - 1;"
+        "update gold.ohlc_1h set repaired_count = 1;"
+        "update gold.ohlc_15m set last_trade_id = last_trade_id + 1;"
+        "update gold.ohlc_5m set repaired_count = 1;"
+        "update gold.ohlc_1m set first_trade_id = first_trade_id - 1;",
+        COMPLETENESS | AGREES | ROLL_UPS | ROLL_UPS_IN_HISTORY,
+    ),
+    "more_trades_than_ids": Spoiled(
+        UNCHECK
+        + "".join(
+            f"update gold.{table} set first_trade_id = 1000, last_trade_id = 999;"
+            for table in CANDLES
+        ),
+        COMPLETENESS | INVARIANTS | AGREES,
+    ),
+    "more_repaired_than_traded": Spoiled(
+        UNCHECK
+        + "".join(
+            f"update gold.{table} set repaired_count = 2 * trade_count;" for table in CANDLES
+        ),
+        COMPLETENESS | INVARIANTS | AGREES,
     ),
     "old_candles_that_are_no_sum": Spoiled(NO_SUM, ROLL_UPS_IN_HISTORY),
     "days_out_of_range_and_twice": Spoiled(
@@ -251,6 +277,31 @@ SPOILED = {
             "daily_kpis_taker_buy_share_is_a_share",
             "daily_kpis_no_duplicates",
         },
+    ),
+    "completeness_of_a_day_lost": Spoiled(
+        UNCHECK + "delete from gold.trade_completeness where product_id = 'ETH-USD'", COMPLETENESS
+    ),
+    "day_that_does_not_count_from_the_one_before": Spoiled(
+        UNCHECK + "update gold.trade_completeness set missing = missing + 1 "
+        "where (product_id, last_trade_id) = ('BTC-USD', 199)",
+        COMPLETENESS,
+    ),
+    "completeness_out_of_range_and_twice": Spoiled(
+        UNCHECK
+        + "update gold.trade_completeness set share_complete = 1.01;"
+        + append("gold.trade_completeness"),
+        {"completeness_share_is_a_share", "completeness_no_duplicates"},
+    ),
+    "trade_missing_for_a_minute": Spoiled(
+        "delete from silver.coinbase_trades where (product_id, trade_id) = ('ETH-USD', 77);"
+        "update gold.trade_completeness set missing = 1 where product_id = 'ETH-USD';"
+        "update ops.pipeline_runs set end_ts = end_ts - interval '1 minute'",
+        {"missing_trades_are_explained", "ohlc_1m_agrees_with_trades" + IN_HISTORY},
+    ),
+    "gap_open_for_an_hour": Spoiled(
+        "insert into bronze.trade_gaps (product_id, first_id, last_id, found_by, missing, found_at)"
+        "values ('BTC-USD', 200, 201, 'heartbeat', '{[200,202)}', now() - interval '1 hour')",
+        {"trade_gaps_open_too_long"},
     ),
     "movers_out_of_range_and_twice": Spoiled(
         "update gold.top_movers set period = '2h' where period = '1h';"
@@ -307,7 +358,7 @@ def test_old_data_warns_and_stops_nothing(lakehouse: Lakehouse, dbt: Dbt) -> Non
 
 def test_only_what_may_be_no_fault_of_the_data_is_a_warning(dbt: Dbt) -> None:
     warnings = {name for name, severity in severities(dbt).items() if severity == "warn"}
-    assert warnings == FRESHNESS | {"quarantine_share"}
+    assert warnings == FRESHNESS | {"quarantine_share", "trade_gaps_open_too_long"}
 
 
 SPOIL_PRICES = """
@@ -340,7 +391,7 @@ def test_a_failing_check_holds_back_gold_until_the_fault_is_repaired(
     lakehouse.receive(match(6, at=1000), match(7, at=2))
     spoiled = lakehouse.dbt("build")
     failing = {"silver_no_negative_price", "silver_accounts_for_every_row"}
-    downstream = {"daily_kpis", "top_movers", *CANDLES}
+    downstream = {"daily_kpis", "trade_completeness", "top_movers", *CANDLES}
     assert spoiled.failed >= {"silver_no_negative_price"}
     assert spoiled.failed <= failing
     assert {spoiled.statuses[model] for model in downstream} == {"skipped"}

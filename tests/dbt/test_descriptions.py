@@ -108,6 +108,8 @@ def test_the_lineage_leads_from_bronze_to_every_report(dbt: Dbt) -> None:
     assert seen >= {
         "source.medallion.coinbase.coinbase_trades_raw",
         "model.medallion.stg_coinbase__exchange_matches",
+        "model.medallion.stg_coinbase__advanced_market_trades",
+        "model.medallion.stg_coinbase__rest_trades",
         "model.medallion.stg_coinbase__trades",
         "model.medallion.coinbase_trades",
     }

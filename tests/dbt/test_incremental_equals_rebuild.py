@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pytest
@@ -85,15 +86,19 @@ def test_incremental_builds_leave_what_one_build_of_everything_does(
     server: Server, dbt: Dbt, stories: list[tuple[list[Sent], list[list[str]]]]
 ) -> None:
     lakehouse = Lakehouse(server.fresh_database(), dbt)
+    for product_id in PRODUCTS:
+        lakehouse.record_gap("{[1,31)}", product_id=product_id)
     lakehouse.dbt("run")
     for batch, selections in stories:
         lakehouse.receive(*(each.frame() for each in batch))
         for selection in selections:
             run = lakehouse.dbt("run", *(["-s", *selection] if selection else []))
             assert run.failed == set()
-    lakehouse.build("--selector", "full")
+    lakehouse.build("--selector", "full", "--vars", "{gap_grace_seconds: 0}")
     step_by_step = lakehouse.fingerprints()
-    assert {"silver.coinbase_trades", "gold.ohlc_1d", "gold.daily_kpis"} <= step_by_step.keys()
+    assert {
+        "silver.coinbase_trades", "gold.ohlc_1d", "gold.daily_kpis", "gold.trade_completeness"
+    } <= step_by_step.keys()  # fmt: skip
     lakehouse.dbt("run", "--full-refresh")
     assert lakehouse.fingerprints() == step_by_step
 
@@ -130,7 +135,24 @@ def test_any_order_any_batches_and_any_duplicates_give_the_same_gold(
     frames = [trade.frame() for trade in made]
     for table in SECONDS:
         assert [Candle(**row) for row in lakehouse.rows(query(table))] == candles(frames, table)
+    for product_id, missing in missing_ids(candles(frames, "ohlc_1d")).items():
+        assert lakehouse.one(
+            "select sum(missing) as n from gold.trade_completeness where product_id = $1",
+            product_id,
+        ) == {"n": missing}
     assert lakehouse.rows("select * from silver.coinbase_trades_quarantine") == []
+
+
+def missing_ids(days: list[Candle]) -> dict[str, int]:
+    """Return per product how many ids lack, from its first day's first to its last day's last."""
+    by_product = groupby(days, key=attrgetter("product_id"))
+    return {
+        product_id: candles[-1].last_trade_id
+        - candles[0].first_trade_id
+        + 1
+        - sum(candle.trade_count for candle in candles)
+        for product_id, candles in ((product_id, list(group)) for product_id, group in by_product)
+    }
 
 
 def test_a_candle_reads_the_window_and_not_the_whole_table(lakehouse: Lakehouse, dbt: Dbt) -> None:

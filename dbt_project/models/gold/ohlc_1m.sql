@@ -29,6 +29,9 @@ candles as (
         sum(price * size) / sum(size) as vwap,
         count(*) as trade_count,
         coalesce(sum(size) filter (where taker_side = 'buy'), 0) as taker_buy_volume,
+        min(trade_id) as first_trade_id,
+        max(trade_id) as last_trade_id,
+        count(*) filter (where source = 'rest') as repaired_count,
         max(bronze_id) as bronze_id
     from trades
     inner join touched_minutes using (product_id, trade_minute)

@@ -35,6 +35,9 @@ expected as (
         {{ last_by('due_trades.price', 'due_trades.trade_time', 'due_trades.trade_id') }} as close,
         sum(due_trades.size) as volume,
         count(due_trades.trade_id) as trade_count,
+        min(due_trades.trade_id) as first_trade_id,
+        max(due_trades.trade_id) as last_trade_id,
+        count(*) filter (where due_trades.source = 'rest') as repaired_count,
         max(due_trades.bronze_id) as bronze_id
     from minutes
     left join due_trades
@@ -52,11 +55,13 @@ left join {{ candles }} as candles using (product_id, bucket_1m)
 where
     (
         candles.open, candles.high, candles.low, candles.close, candles.volume,
-        candles.trade_count, candles.bronze_id
+        candles.trade_count, candles.first_trade_id, candles.last_trade_id, candles.repaired_count,
+        candles.bronze_id
     )
     is distinct from
     (
         expected.open, expected.high, expected.low, expected.close, expected.volume,
-        expected.trade_count, expected.bronze_id
+        expected.trade_count, expected.first_trade_id, expected.last_trade_id, expected.repaired_count,
+        expected.bronze_id
     )
 {% endtest %}

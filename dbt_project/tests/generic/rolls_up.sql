@@ -38,6 +38,9 @@ expected as (
             sum(quote_volume) as quote_volume,
             sum(trade_count) as trade_count,
             sum(taker_buy_volume) as taker_buy_volume,
+            min(first_trade_id) as first_trade_id,
+            max(last_trade_id) as last_trade_id,
+            sum(repaired_count) as repaired_count,
             max(bronze_id) as bronze_id
         from parts
         where
@@ -57,11 +60,13 @@ where
     coalesce(expected.bronze_id <= {{ watermark(candles, 'high') }}, true)
     and (
         candles.open, candles.high, candles.low, candles.close, candles.volume,
-        candles.quote_volume, candles.trade_count, candles.taker_buy_volume, candles.bronze_id
+        candles.quote_volume, candles.trade_count, candles.taker_buy_volume,
+        candles.first_trade_id, candles.last_trade_id, candles.repaired_count, candles.bronze_id
     )
     is distinct from
     (
         expected.open, expected.high, expected.low, expected.close, expected.volume,
-        expected.quote_volume, expected.trade_count, expected.taker_buy_volume, expected.bronze_id
+        expected.quote_volume, expected.trade_count, expected.taker_buy_volume,
+        expected.first_trade_id, expected.last_trade_id, expected.repaired_count, expected.bronze_id
     )
 {% endtest %}

@@ -1,0 +1,13 @@
+{{ config(severity='warn') }}
+
+select
+    product_id,
+    first_id,
+    last_id,
+    found_at
+from {{ source('coinbase', 'trade_gaps') }}
+where
+    closed_at is null
+    and found_at < now() - interval '1 hour'
+    -- One that waits for a backfill is open because nobody asked for it.
+    and next_try_at < 'infinity'
