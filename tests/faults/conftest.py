@@ -56,10 +56,18 @@ def figures(pytestconfig: pytest.Config) -> Figures:
     return LONG if is_long(pytestconfig) else SHORT
 
 
+@pytest.fixture(scope="module")
+def durable_server(server: Server) -> Iterator[Server]:
+    """The tests' server, which waits for its disk here as it does at its users'."""
+    server.maintain("alter system reset fsync", "select pg_reload_conf()")
+    yield server
+    server.maintain("alter system set fsync = off", "select pg_reload_conf()")
+
+
 @pytest.fixture
 def world(
     figures: Figures,
-    server: Server,
+    durable_server: Server,
     lakehouse: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -67,7 +75,7 @@ def world(
     """A fresh database and all around it; PostgreSQL runs again afterwards."""
     for name, value in figures.constants.items():
         monkeypatch.setattr(name, value)
-    world = World(figures, server, lakehouse, tmp_path)
+    world = World(figures, durable_server, lakehouse, tmp_path)
     yield world
     asyncio.run(world.start_postgres())
 

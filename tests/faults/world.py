@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -58,14 +58,11 @@ main()
 
 # Malformed frames have ids, too, but each comes after the trade that it was made of.
 HELD = """
-    select
-        product_id,
-        count(distinct payload -> 'trade_id') filter (
-            where (payload -> 'trade_id') between to_jsonb($2::bigint) and to_jsonb($3::bigint)
-        ) as trades
+    select count(distinct payload -> 'trade_id')
     from bronze.coinbase_trades_raw
-    where product_id = $1
-    group by product_id
+    where
+        product_id = $1
+        and payload -> 'trade_id' between to_jsonb($2::bigint) and to_jsonb($3::bigint)
 """
 
 SILVER = "select product_id, trade_id, price, size, side, trade_time from silver.coinbase_trades"
@@ -106,7 +103,7 @@ class Figures:
 SHORT = Figures(
     speed=1200,
     stream=1.0,
-    silence=0.7,
+    silence=1.2,
     outage=2.0,
     closed=2.0,
     memory=2_000,
@@ -314,16 +311,23 @@ class World:
         await self.wait_for(lambda: self.exchange.finished)
         await self._holds(self.exchange.status().trades)
 
-    async def _holds(self, trades: Any) -> None:
-        offered: dict[str, Offered] = dict(trades)
-        async with asyncio.timeout(self.figures.patience):
-            while offered:
-                await asyncio.sleep(0.05)
-                for product_id, told in tuple(offered.items()):
-                    held = await self.fetch(HELD, product_id, told.first_id, told.last_id)
-                    if not held or held[0]["trades"] < told.count:
-                        break
-                    del offered[product_id]
+    async def _holds(self, offered: Mapping[str, Offered]) -> None:
+        """Wait until bronze holds these trades."""
+        lacking = {product_id: told.count for product_id, told in offered.items()}
+        try:
+            async with asyncio.timeout(self.figures.patience):
+                while lacking:
+                    await asyncio.sleep(0.05)
+                    for product_id in tuple(lacking):
+                        told = offered[product_id]
+                        [[held]] = await self.fetch(HELD, product_id, told.first_id, told.last_id)
+                        lacking[product_id] = told.count - held
+                        if held == told.count:
+                            del lacking[product_id]
+        except TimeoutError:
+            raise AssertionError(
+                f"bronze lacks so many trades, and gets no more: {lacking}"
+            ) from None
 
     def _offered_trades(self) -> int:
         return sum(told.count for told in self.exchange.status().trades.values())
