@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -197,11 +197,28 @@ async def test_ingester_killed_at_random_moments(
             ingester.kill()
         for _ in range(world.figures.kills - 1):
             async with world.ingester() as ingester:
-                await world.flows(moments.uniform(0, 4))
+                await world.flows(moments.uniform(0, world.figures.life))
                 ingester.kill()
         async with world.ingester() as ingester:
             await world.recovers()
             await world.stop(ingester)
+    await every_trade_is_in_silver_exactly_once()
+
+
+async def test_ingester_killed_while_the_database_is_closed(
+    world: World, every_trade_is_in_silver_exactly_once: Ending
+) -> None:
+    memory = {"MAX_BUFFERED_FRAMES": str(world.figures.memory), "BATCH_SIZE": "1000"}
+    async with world.market():
+        async with world.ingester(**memory) as ingester:
+            await world.flows(0)
+            async with world.closed_database():
+                await world.flows(world.figures.closed)
+                ingester.kill()
+        async with world.ingester() as ingester:
+            await world.recovers()
+            await world.stop(ingester)
+    assert "spool_found" in world.said()
     await every_trade_is_in_silver_exactly_once()
 
 
@@ -276,9 +293,9 @@ async def test_dbt_build_killed_at_random_moments(
     async with world.market(), world.capturing():
         await world.flows()
         for number in range(world.figures.dbt_kills):
-            folder = tmp_path / str(number)
-            with build_in_another_process(lakehouse, dbt, folder) as build:
-                await world.sees_dbt()
+            began = datetime.now(UTC)
+            with build_in_another_process(lakehouse, dbt, tmp_path / str(number)) as build:
+                await world.sees_dbt(began)
                 await asyncio.sleep(moments.uniform(0, 4))
                 build.kill()
                 build.communicate()

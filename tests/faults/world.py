@@ -80,24 +80,31 @@ Row = tuple[str, int, Decimal, Decimal, str, datetime]
 
 @dataclass(frozen=True)
 class Figures:
-    """How much there is of a fault; times in seconds.
-
-    `speed`: market seconds per second, at the same rate of trades. `stream`: how long trades flow
-    before a fault. `outage`: of PostgreSQL. `lock`: on bronze. `memory`: frames that the ingester
-    may hold while the database is closed for `closed`. `kills`: of the ingester, and of dbt.
-    """
+    """How much there is of each fault; times in seconds."""
 
     speed: int
+    """Market seconds per second. The rate of trades is the same at each."""
     stream: float
+    """How long trades flow before a fault."""
     silence: float
+    """After which the ingester takes a connection for dead."""
     outage: float
+    """How long PostgreSQL is stopped."""
     closed: float
+    """How long the database refuses connections."""
     memory: int
+    """Frames that the ingester may hold meanwhile, fewer than there come."""
     lock: float
+    """How long bronze is locked."""
     kills: int
+    """Of the ingester."""
+    life: float
+    """The longest that it lives before each."""
     dbt_kills: int
     constants: dict[str, float]
+    """Of the product, that are other than they are."""
     patience: float
+    """How long anything may take."""
 
 
 SHORT = Figures(
@@ -109,6 +116,7 @@ SHORT = Figures(
     memory=2_000,
     lock=2.0,
     kills=3,
+    life=3.0,
     dbt_kills=1,
     constants=QUICK,
     patience=40.0,
@@ -122,6 +130,7 @@ LONG = Figures(
     memory=50_000,
     lock=30.0,
     kills=10,
+    life=5.0,
     dbt_kills=5,
     constants={},
     patience=240.0,
@@ -192,13 +201,14 @@ class World:
             await run
 
     @asynccontextmanager
-    async def ingester(self) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def ingester(self, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
         """Record in a process of its own, which is killed in the end if it still runs."""
         ours = {
             "COINBASE_WS_URL": self.exchange.ws_url,
             "COINBASE_PRODUCTS": ",".join(WANTED),
             "SILENCE_SECONDS": str(self.figures.silence),
             **self.database.environment(),
+            **variables,
         }
         kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         with self._log.open("ab") as log:
@@ -220,7 +230,11 @@ class World:
     async def stop(self, process: asyncio.subprocess.Process) -> None:
         """Stop an ingester as its user does, and see that it ends well."""
         process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0, self._log.read_text()
+        assert await process.wait() == 0, self.said()
+
+    def said(self) -> str:
+        """Return what the ingesters have logged."""
+        return self._log.read_text()
 
     # PostgreSQL.
 
@@ -280,23 +294,25 @@ class World:
             while not condition():  # noqa: ASYNC110  (of several kinds)
                 await asyncio.sleep(0.02)
 
-    async def wait_for_rows(self, query: str, rows: int = 1) -> None:
+    async def wait_for_rows(self, query: str, *arguments: Any, rows: int = 1) -> None:
         async with asyncio.timeout(self.figures.patience):
-            while len(await self.fetch(query)) < rows:  # noqa: ASYNC110  (others write them)
+            while len(await self.fetch(query, *arguments)) < rows:  # noqa: ASYNC110  (others write them)
                 await asyncio.sleep(0.05)
 
     async def flows(self, seconds: float | None = None) -> None:
         """Let trades of all products flow for some time; the first ones have reached bronze."""
         if self._began is None:
             recorded = "select distinct product_id from bronze.coinbase_trades_raw"
-            await self.wait_for_rows(recorded, len(WANTED))
+            await self.wait_for_rows(recorded, rows=len(WANTED))
             self._began = time.monotonic(), self._offered_trades()
         await asyncio.sleep(self.figures.stream if seconds is None else seconds)
 
-    async def sees_dbt(self) -> None:
-        """Wait until a build has begun to work on the database."""
+    async def sees_dbt(self, since: datetime) -> None:
+        """Wait until a build that began since has begun to work on the database."""
         await self.wait_for_rows(
-            "select from pg_stat_activity where application_name = 'medallion_dbt'"
+            "select from pg_stat_activity "
+            "where application_name = 'medallion_dbt' and backend_start > $1",
+            since,
         )
 
     async def recovers(self) -> None:
