@@ -30,6 +30,7 @@ async def test_connection_cut_in_the_middle(
     async with world.market() as exchange, world.capturing():
         await world.flows()
         await exchange.drop_connections()
+        await world.reconnects()
         await world.recovers()
     await every_trade_is_in_silver_exactly_once()
 
@@ -59,6 +60,7 @@ async def test_server_closing_with(
     async with world.market() as exchange, world.capturing():
         await world.flows()
         await exchange.close_connections(code, reason)
+        await world.reconnects()
         await world.recovers()
     await every_trade_is_in_silver_exactly_once()
 
@@ -233,6 +235,7 @@ async def test_two_ingesters_at_once(
         await world.wait_for(lambda: len(exchange.feed.readers) == 2)
         await world.flows()
         await exchange.drop_connections()
+        await world.reconnects()
         await world.recovers()
         await world.stop(one)
         await world.stop(other)
@@ -271,6 +274,7 @@ async def test_clock_an_hour(
     async with world.market() as exchange, world.capturing():
         await world.flows()
         await exchange.drop_connections()
+        await world.reconnects()
         await world.recovers()
     [received] = await world.fetch(
         "select min(received_at) - now() as first, max(received_at) - now() as last "
@@ -288,7 +292,7 @@ async def test_dbt_build_killed_at_random_moments(
     seed: int,
     every_trade_is_in_silver_exactly_once: Ending,
 ) -> None:
-    moments = random.Random(seed)
+    moments, killed = random.Random(seed), 0
     lakehouse = world.lakehouse
     async with world.market(), world.capturing():
         await world.flows()
@@ -296,11 +300,13 @@ async def test_dbt_build_killed_at_random_moments(
             began = datetime.now(UTC)
             with build_in_another_process(lakehouse, dbt, tmp_path / str(number)) as build:
                 await world.sees_dbt(began)
-                await asyncio.sleep(moments.uniform(0, 4))
+                await asyncio.sleep(moments.uniform(0, 3))
                 build.kill()
                 build.communicate()
-                assert build.returncode == -signal.SIGKILL
+            # A build with little to do may have been quicker.
+            killed += build.returncode == -signal.SIGKILL
         await world.recovers()
+    assert killed
     await asyncio.to_thread(lakehouse.build)
     incremental = await asyncio.to_thread(lakehouse.fingerprints)
     await asyncio.to_thread(lakehouse.build, "--full-refresh")

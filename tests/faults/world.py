@@ -307,6 +307,10 @@ class World:
             self._began = time.monotonic(), self._offered_trades()
         await asyncio.sleep(self.figures.stream if seconds is None else seconds)
 
+    async def reconnects(self) -> None:
+        """Wait for the end of a fault that ended the connections: a new one is subscribed."""
+        await self.wait_for(lambda: self.exchange.feed.wanted("matches"))
+
     async def sees_dbt(self, since: datetime) -> None:
         """Wait until a build that began since has begun to work on the database."""
         await self.wait_for_rows(
