@@ -300,7 +300,7 @@ SPOILED = {
     ),
     "gap_open_for_an_hour": Spoiled(
         "insert into bronze.trade_gaps (product_id, first_id, last_id, found_by, missing, found_at)"
-        "values ('BTC-USD', 200, 201, 'heartbeat', '{[200,202)}', now() - interval '1 hour')",
+        "values ('BTC-USD', 200, 201, 'announced', '{[200,202)}', now() - interval '1 hour')",
         {"trade_gaps_open_too_long"},
     ),
     "movers_out_of_range_and_twice": Spoiled(
