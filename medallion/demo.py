@@ -175,10 +175,12 @@ class Demo:
             settings = IngestionSettings(
                 coinbase_ws_url=feed.url,
                 coinbase_products=feed.products,
+                # Not what the environment says: that may lead to another market.
+                coinbase_feed="exchange",
+                coinbase_rest_url=None,
                 metrics_port=None,
-                # Not SPOOL_DIR: what waits there may be of another market, for another database.
                 spool_dir=self._settings.medallion_home / "demo-spool",
-            )
+            ).with_spool_of(self._settings.pgdatabase)
             capture = Capture(settings, self._settings.connection(Role.INGEST).open)
             self._console.print(f"Feed        {feed.url}, {', '.join(feed.products)}")
             with self._log(), self._progress() as progress, stop_on_signals(capture.stop):
