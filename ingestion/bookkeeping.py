@@ -90,7 +90,14 @@ class Bookkeeper:
             tasks.create_task(self._every(CHECK_SECONDS, self._check_ids))
 
     async def close(self) -> None:
-        """Write what is accounted for, once everything is committed."""
+        """Write what is accounted for, once everything is committed.
+
+        What is missing now comes no more: it is a gap without any grace.
+        """
+        for product_id in self._tracker.missing_trades():
+            missing = self._tracker.missing(product_id)
+            if missing:
+                await self._record(product_id, missing)
         await self._ledger.cover(self._tracker.accounted_for(), await self._ledger.last_bronze_id())
 
     async def _every(self, seconds: float, step: Callable[[], Awaitable[None]]) -> None:
