@@ -90,7 +90,14 @@ class Bookkeeper:
             tasks.create_task(self._every(CHECK_SECONDS, self._check_ids))
 
     async def close(self) -> None:
-        """Write what is accounted for, once everything is committed."""
+        """Write what is accounted for, once everything is committed.
+
+        What is missing now comes no more: it is a gap without any grace.
+        """
+        for product_id in self._tracker.missing_trades():
+            missing = self._tracker.missing(product_id)
+            if missing:
+                await self._record(product_id, missing)
         await self._ledger.cover(self._tracker.accounted_for(), await self._ledger.last_bronze_id())
 
     async def _every(self, seconds: float, step: Callable[[], Awaitable[None]]) -> None:
@@ -110,6 +117,8 @@ class Bookkeeper:
         await self._resume()
         for product_id, missing in self._gaps.standing(time.monotonic()).items():
             await self._record(product_id, missing)
+        if self._open:
+            self._open = await self._ledger.open_trades()
 
     async def _resume(self) -> None:
         """Find what was missed since earlier runs; the feed may have begun already."""
@@ -137,6 +146,7 @@ class Bookkeeper:
             recorded = await self._ledger.record(product_id, ranges, found_by)
             self._tracker.forget(product_id, ranges)
             if recorded:
+                self._open[product_id] = self._open.get(product_id, 0) + count(recorded)
                 log.warning(
                     "gap_found",
                     product_id=product_id,
@@ -148,6 +158,7 @@ class Bookkeeper:
                 self._on_gap()
 
     async def _keep_coverage(self) -> None:
+        # Another ingester may have found some.
         self._open = await self._ledger.open_trades()
         # In this order: what comes after the snapshot gets higher ids.
         bronze_id = await self._ledger.last_bronze_id()

@@ -56,7 +56,7 @@ class Capture:
         self._tracker = TradeIdTracker()
         self._gaps = GapWatch(self._tracker, GAP_GRACE_SECONDS)
         self._ledger = GapLedger(connect)
-        self._metrics = CaptureMetrics(lambda: self.stats, self._missing_trades)
+        self._metrics = CaptureMetrics(lambda: self.stats, self.missing_trades)
         self._writer = BronzeWriter(
             connect,
             Spool(settings.spool_dir, settings.spool_max_megabytes * 10**6),
@@ -105,6 +105,10 @@ class Capture:
             frames_by_type=dict(by_type),
             seconds_since_last_frame=time.monotonic() - max(last_frames) if last_frames else None,
         )
+
+    def missing_trades(self) -> dict[str, int]:
+        """Return how many trades are missing now, per product; those just late are among them."""
+        return self._books.missing_trades()
 
     def stop(self) -> None:
         """Stop reading; `run` then saves what is buffered and returns."""
@@ -203,9 +207,6 @@ class Capture:
 
     def _refused(self, row: TradeRow) -> None:
         self._books.refused(row)
-
-    def _missing_trades(self) -> dict[str, int]:
-        return self._books.missing_trades()
 
     def _new_sink(self, kind: type[Feed]) -> Sink:
         sink = Sink(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -110,6 +110,10 @@ class IngestionSettings(BaseSettings):
         le=65535,
         description="a port on 127.0.0.1, from 1 to 65535, or nothing for no metrics",
     )
+
+    def with_spool_of(self, database: str) -> Self:
+        """Return the same with a spool for this database: frames for one must not reach another."""
+        return self.model_copy(update={"spool_dir": self.spool_dir / quote(database, safe="")})
 
     @property
     def all_products(self) -> bool:

@@ -138,6 +138,7 @@ def ingest(
         given["coinbase_products"] = products
     settings = IngestionSettings(**given)
     connection = WarehouseSettings().connection(Role.INGEST)
+    settings = settings.with_spool_of(connection.database)
 
     async def run() -> None:
         capture = Capture(settings, connection.open)

@@ -36,8 +36,9 @@ from warehouse.settings import PROJECT_ROOT, Role, WarehouseError, WarehouseSett
 LIVE = "wss://ws-feed.exchange.coinbase.com"
 SIMULATED_DAY = timedelta(days=1)
 SEED = 0
-FAULTS = {"duplicates": 0.005, "late": 0.005, "malformed": 0.0005}
+FAULTS = {"duplicates": 0.005, "late": 0.005, "dropped": 0.0005, "malformed": 0.0005}
 QUIET_SECONDS = 3
+REPAIR_SECONDS = 30
 LIVE_PATIENCE_SECONDS = 15
 
 
@@ -175,10 +176,12 @@ class Demo:
             settings = IngestionSettings(
                 coinbase_ws_url=feed.url,
                 coinbase_products=feed.products,
+                # Not what the environment says: that may lead to another market.
+                coinbase_feed="exchange",
+                coinbase_rest_url=None,
                 metrics_port=None,
-                # Not SPOOL_DIR: what waits there may be of another market, for another database.
                 spool_dir=self._settings.medallion_home / "demo-spool",
-            )
+            ).with_spool_of(self._settings.pgdatabase)
             capture = Capture(settings, self._settings.connection(Role.INGEST).open)
             self._console.print(f"Feed        {feed.url}, {', '.join(feed.products)}")
             with self._log(), self._progress() as progress, stop_on_signals(capture.stop):
@@ -194,20 +197,25 @@ class Demo:
                 f"Bronze      {stats.trades:,} trades received, {stats.rows:,} rows committed, "
                 f"{stats.rejected:,} frames that jsonb can't hold set aside"
             )
+            if stats.repaired:
+                told = f"{stats.repaired:,} trades that the feed left out, fetched over REST"
+                self._console.print(f"Gaps        {told}")
 
     async def _watch(self, capture: Capture, feed: Feed, progress: Progress) -> None:
         """Show how it goes, and stop the capture when the feed has nothing more to give."""
         task = progress.add_task("streaming", total=feed.trades or self._seconds, told="")
         began = time.monotonic()
         seconds = 0.0
+        streamed_for = None
 
         def show() -> float:
-            stats, seconds = capture.stats, time.monotonic() - began
+            stats, seconds = capture.stats, streamed_for or time.monotonic() - began
             told = (
                 f"{stats.trades:,} trades, {stats.trades / seconds:,.0f}/s, "
                 f"{stats.rows:,} rows in bronze"
             )
-            progress.update(task, completed=stats.rows if feed.trades else seconds, told=told)
+            stored = stats.rows + stats.repaired
+            progress.update(task, completed=stored if feed.trades else seconds, told=told)
             return seconds
 
         try:
@@ -226,6 +234,8 @@ class Demo:
                     while not await self._is_complete(capture, feed.status_url, client):
                         await asyncio.sleep(0.25)
                         show()
+                streamed_for = show()
+                await self._watch_repair(capture, progress)
         finally:
             capture.stop()
         try:
@@ -234,6 +244,17 @@ class Demo:
                 await asyncio.sleep(0.25)
         finally:
             show()
+
+    @staticmethod
+    async def _watch_repair(capture: Capture, progress: Progress) -> None:
+        """Show how the trades that the feed left out are found and fetched."""
+        task = progress.add_task("repairing", total=None, told="")
+        until = time.monotonic() + REPAIR_SECONDS
+        while (missing := sum(capture.missing_trades().values())) and time.monotonic() < until:
+            progress.update(task, told=f"{missing:,} trades that the feed left out")
+            await asyncio.sleep(0.25)
+        told = f"{missing:,} trades missing" if missing else "nothing is missing"
+        progress.update(task, total=1, completed=1, told=told)
 
     @staticmethod
     async def _is_complete(capture: Capture, status_url: str, client: httpx.AsyncClient) -> bool:

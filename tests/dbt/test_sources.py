@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.candles import SECONDS, Candle, candles, query
-from tests.dbt.conftest import Dbt, Lakehouse, advanced_frame, match, rest_trade
+from tests.dbt.conftest import Lakehouse, advanced_frame, match, rest_trade
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -166,24 +166,3 @@ def test_recorded_advanced_frames_become_the_candles_of_their_trades(
         rows = [Candle(**row) for row in lakehouse.rows(query(table))]
         assert rows == candles(trades.values(), table), table
     assert lakehouse.rows(QUARANTINE) == []
-
-
-def test_staging_reads_the_window_and_not_all_of_bronze(lakehouse: Lakehouse, dbt: Dbt) -> None:
-    lakehouse.receive(*(advanced_frame(match(n)) for n in range(1, 3000)), source="advanced_ws")
-    lakehouse.build()
-    lakehouse.database.execute("analyze bronze.coinbase_trades_raw")
-    plan = lakehouse.rows(
-        "explain (analyze, costs off, timing off, summary off, format json) "
-        "select * from silver.stg_coinbase__trades where bronze_id > 2990"
-    )
-    read = [
-        node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-        for node in nodes(json.loads(plan[0]["QUERY PLAN"])[0]["Plan"])
-        if node.get("Relation Name", "").startswith("coinbase_trades_raw")
-    ]
-    assert max(read) < 20
-
-
-def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a node of a plan and all below it."""
-    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]

@@ -46,6 +46,13 @@ def test_the_demo_shows_a_market_day_and_continues_it_the_next_time(database: Da
     ):  # fmt: skip
         assert title in first.stdout
     assert re.search(r"trades, [\d,]+/s, [\d,]+ rows in bronze", first.stdout)
+    assert re.search(r"repairing .* nothing is missing", first.stdout)
+    (gaps,) = database.fetch(
+        "select count(*) as gaps, sum(repaired) as repaired, array_agg(distinct status) as ended"
+        " from bronze.trade_gaps"
+    )
+    assert f"{gaps['repaired']} trades that the feed left out, fetched over REST" in first.stdout
+    assert (gaps["gaps"] > 3, gaps["ended"]) == (True, ["repaired"])
     (day,) = database.fetch(
         "select count(*) as trades, min(trade_time) as oldest, max(trade_time) as newest"
         " from silver.coinbase_trades"

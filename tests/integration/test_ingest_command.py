@@ -266,7 +266,7 @@ def test_a_killed_ingester_leaves_a_spool_that_the_next_one_drains_in_order(
                 server.embedded.start()
         saved_before = rows(database)
         # As a kill within a write would leave it.
-        [segment] = (tmp_path / "spool" / "1").glob("*.spool")
+        [segment] = (tmp_path / "spool" / "crypto_dw" / "1").glob("*.spool")
         segment.write_bytes(segment.read_bytes()[:-5])
 
         with ingest(url) as again:
@@ -280,13 +280,13 @@ def test_a_killed_ingester_leaves_a_spool_that_the_next_one_drains_in_order(
     assert (code, saved) == (0, newly + found["frames"])
     assert rows(database) == saved_before + saved
     assert_in_order(database)
-    assert list((tmp_path / "spool" / "1").glob("*.spool")) == []
+    assert list((tmp_path / "spool" / "crypto_dw" / "1").glob("*.spool")) == []
 
 
 def test_a_spool_of_another_version_exits_with_2(
     ingest: Callable[..., Any], tmp_path: Path
 ) -> None:
-    segment = tmp_path / "spool" / "1" / "1000000000.spool"
+    segment = tmp_path / "spool" / "crypto_dw" / "1" / "1000000000.spool"
     segment.parent.mkdir(parents=True)
     segment.write_bytes(b"medallion spool 2\nsomething")
 

@@ -688,6 +688,22 @@ async def test_a_gap_is_recorded_once_its_grace_has_passed(
     ]
 
 
+async def test_what_is_missing_when_it_stops_is_recorded_at_once(
+    database: Any, admin: Admin
+) -> None:
+    heartbeat = json.dumps({"type": "heartbeat", "last_trade_id": 9, "product_id": "BTC-USD"})
+    async with (
+        exchange(sends(match(1), match(5), heartbeat)) as server,
+        capturing(database, server.url) as capture,
+    ):
+        await wait_for(lambda: capture.stats.rows == 2 and capture.stats.frames == 4)
+
+    rows = await admin.fetch("select first_id, last_id, found_by from bronze.trade_gaps")
+    assert [tuple(row) for row in rows] == [(2, 4, "jump"), (6, 9, "announced")]
+    ids = await admin.fetchval("select ids::text from bronze.trade_coverage")
+    assert ids == "{[1,10)}"
+
+
 async def test_age_of_the_newest_frame_survives_a_clock_set_back(
     database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

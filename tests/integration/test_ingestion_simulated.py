@@ -16,7 +16,10 @@ from ingestion.capture import Capture
 from ingestion.settings import IngestionSettings
 from simulator.exchange import Exchange, ExchangeConfig
 from simulator.faults import Faults
+from simulator.frames import match_frame
 from simulator.market import PRODUCTS
+from tests.integration.test_ingestion_capture import sends
+from tests.integration.test_ingestion_feed import exchange as scripted
 from tests.integration.test_ingestion_feed import wait_for
 
 pytestmark = pytest.mark.postgres18_only
@@ -149,7 +152,7 @@ async def test_all_products_are_followed_over_several_connections(database: Any)
                 exchange.delist("AVAX-USD")
                 await wait_for(lambda: "NEW-USD" in exchange.status().trades)
                 exchange.list_product(replace(PRODUCTS["LTC-USD"], id="LAST-USD"))
-                await wait_for(lambda: "LAST-USD" in exchange.status().trades)
+                await wait_for(lambda: any("LAST-USD" in e.get("products", ()) for e in logs))
                 assert capture.stats.reconnects == 0
 
     changes = [entry for entry in logs if entry["event"] == "products_changed"]
@@ -180,3 +183,30 @@ async def test_a_restart_goes_on_where_the_last_run_left_off(database: Any) -> N
     )
     # The last match before each subscription comes again.
     assert stored[0]["twice"] <= len(WANTED)
+
+
+async def test_a_trade_whose_frame_postgres_refuses_is_fetched_over_rest(database: Any) -> None:
+    async with market(2) as exchange:
+        newest = exchange.market["BTC-USD"].last_trade_id(exchange.market_time)
+        frames = [
+            match_frame(trade) for trade in exchange.market["BTC-USD"].trades(newest - 3, newest)
+        ]
+        spoilt = frames[1].replace(b'"side":"', b'"side":"\\u0000')
+        script = sends(frames[0].decode(), spoilt.decode(), *(f.decode() for f in frames[2:]))
+        async with scripted(script) as feed:
+            changes = {"coinbase_ws_url": feed.url, "coinbase_rest_url": exchange.rest_url}
+            async with capturing(database, exchange, **changes) as capture:
+                await wait_for(lambda: capture.stats.repaired == 1)
+                assert capture.stats.rejected == 1
+
+    rows = await fetch(
+        database,
+        "select source, (payload ->> 'trade_id')::bigint as id from bronze.coinbase_trades_raw "
+        "order by 2",
+    )
+    assert [(row["source"], row["id"]) for row in rows] == [
+        ("exchange_ws", newest - 3),
+        ("rest", newest - 2),
+        ("exchange_ws", newest - 1),
+        ("exchange_ws", newest),
+    ]

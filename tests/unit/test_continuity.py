@@ -14,6 +14,7 @@ from ingestion.continuity import (
     clip,
     contains,
     count,
+    intersect,
 )
 
 BTC, ETH = "BTC-USD", "ETH-USD"
@@ -122,6 +123,23 @@ def test_resuming_early_or_late_misses_the_same_trades(
     lower = {trade_id for trade_id in late if early and trade_id < early[0]}
     assert ids(later.missing(BTC)) == expected - lower
     assert at_once.accounted_for()[BTC][0].first == covered[0].first
+
+
+@given(RANGES, RANGES)
+def test_ids_of_both(these: list[IdRange], those: list[IdRange]) -> None:
+    assert ids(intersect(these, those)) == ids(these) & ids(those)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1), st.lists(st.integers(1, 45)))
+def test_a_trade_that_is_lost_again_is_missing(order: list[int], lost: list[int]) -> None:
+    tracker = seen(*order)
+    for trade_id in lost:
+        tracker.lose(BTC, trade_id)
+
+    tracked = set(range(order[0], max(order) + 1))
+    assert ids(tracker.missing(BTC)) == (tracked - set(order)) | (set(lost) & tracked)
+    assert tracker.missing_trades() == {BTC: count(tracker.missing(BTC))}
+    assert ids(tracker.accounted_for()[BTC]) == tracked & set(order) - set(lost)
 
 
 def test_a_jump_is_told_by_the_trade_behind_it() -> None:

@@ -134,3 +134,45 @@ def test_a_wrong_setting_of_the_database_is_explained(monkeypatch: pytest.Monkey
         "Accepted is the server's port, from 1 to 65535. "
         "Correct it in the command, the environment or .env."
     )
+
+
+def test_rest_belongs_to_the_feed_unless_it_is_set() -> None:
+    def rest_url(**given: str) -> str:
+        return IngestionSettings(_env_file=None, **given).rest_url
+
+    assert rest_url() == "https://api.exchange.coinbase.com"
+    sandbox = "wss://ws-feed-public.sandbox.exchange.coinbase.com"
+    assert rest_url(coinbase_ws_url=sandbox) == "https://api-public.sandbox.exchange.coinbase.com"
+    assert rest_url(coinbase_ws_url="ws://127.0.0.1:8765/x") == "http://127.0.0.1:8765"
+    assert rest_url(coinbase_rest_url="http://127.0.0.1:1") == "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("coinbase_rest_url", "ftp://x", "no http:// or https:// URL"),
+        ("coinbase_rest_url", "https://u:secret@x", "a user name or a password"),
+        ("coinbase_advanced_ws_url", "https://x", "scheme isn't ws or wss"),
+        ("coinbase_products", "all,BTC-USD", "'all' stands alone"),
+        ("coinbase_feed", "level2", "exchange, advanced, or both"),
+        ("products_per_connection", "0", "from 1 to 500"),
+    ],
+)
+def test_a_feed_that_is_none_is_told(name: str, value: str, told: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        IngestionSettings(_env_file=None, **{name: value})
+    message = explain(error.value, IngestionSettings.model_fields)
+    assert told in message
+    assert name.upper() in message
+    assert "secret" not in message
+
+
+def test_all_products_may_be_asked_for() -> None:
+    assert IngestionSettings(_env_file=None, coinbase_products="all").all_products
+    assert not IngestionSettings(_env_file=None, coinbase_products="BTC-USD").all_products
+
+
+def test_each_database_has_a_spool_of_its_own(tmp_path: Path) -> None:
+    settings = IngestionSettings(_env_file=None, spool_dir=tmp_path)
+    assert settings.with_spool_of("a").spool_dir == tmp_path / "a"
+    assert settings.with_spool_of("../b").spool_dir.parent == tmp_path
