@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test lint format clean
+.PHONY: demo test faults lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/medallion demo
 
 test: $(VENV)/installed lint
 	$(BIN)/pytest
+
+faults: $(VENV)/installed
+	$(BIN)/pytest tests/faults --long
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from ingestion.bronze import (
     TradeRow,
     open_bronze,
 )
-from ingestion.continuity import IdRange, count
+from ingestion.continuity import IdRange, TradeIdTracker, count
 from ingestion.errors import LedgerAwayError
 
 FoundBy = Literal["jump", "announced"]
@@ -71,17 +71,17 @@ _COVER = """
 # The id of a frame is text that anyone may have written: it is cast only where it is a number.
 _READ_BACK = """
     with frames as (
-        select source, product_id, payload
+        select bronze_id, source, product_id, payload
         from bronze.coinbase_trades_raw
         where bronze_id > $1 and bronze_id <= $1 + $2
     ),
 
     trades as (
-        select product_id, payload ->> 'trade_id' as trade_id
+        select bronze_id, product_id, payload ->> 'trade_id' as trade_id
         from frames
         where source in ('exchange_ws', 'rest')
         union all
-        select trade ->> 'product_id', trade ->> 'trade_id'
+        select bronze_id, trade ->> 'product_id', trade ->> 'trade_id'
         from frames
         cross join jsonb_path_query(payload, 'lax $.events[*].trades[*]') as trade
         where source = 'advanced_ws'
@@ -90,7 +90,7 @@ _READ_BACK = """
     select product_id, case when trade_id ~ '^[0-9]{1,18}$' then trade_id::bigint end as trade_id
     from trades
     where product_id = any ($3) and trade_id ~ '^[0-9]{1,18}$'
-    order by product_id, trade_id
+    order by bronze_id, trade_id
 """
 
 _DUE = """
@@ -289,7 +289,10 @@ class GapLedger:
                 raise LedgerAwayError(str(error) or type(error).__name__) from error
 
     async def left_off(self, products: Sequence[str]) -> dict[str, LeftOff]:
-        """Return where earlier runs left off with these products; nothing for a new one."""
+        """Return where earlier runs left off with these products; nothing for a new one.
+
+        A run that was killed before it wrote any coverage is read back from the end of bronze.
+        """
         async with self._transaction() as connection:
             rows = await connection.fetch(
                 "select product_id, ids, bronze_id from bronze.trade_coverage "
@@ -304,17 +307,24 @@ class GapLedger:
                     _READ_BACK, bronze_id, READ_BACK_ROWS, together
                 ):
                     came[trade["product_id"]].append(trade["trade_id"])
-        return {
+            earlier = TradeIdTracker()
+            uncovered = [product_id for product_id in products if product_id not in came]
+            if uncovered:
+                begin = max(await _last_bronze_id(connection) - READ_BACK_ROWS, 0)
+                for trade in await connection.fetch(_READ_BACK, begin, READ_BACK_ROWS, uncovered):
+                    earlier.observe(trade["product_id"], trade["trade_id"])
+        left_off = {
+            product_id: LeftOff(covered, [])
+            for product_id, covered in earlier.accounted_for().items()
+        }
+        return left_off | {
             row["product_id"]: LeftOff(_ranges(row["ids"]), came[row["product_id"]]) for row in rows
         }
 
     async def last_bronze_id(self) -> int:
         """Return a bronze_id below which nothing that is not yet received can be written."""
         async with self._transaction() as connection:
-            last: int | None = await connection.fetchval(
-                "select pg_sequence_last_value('bronze.coinbase_trades_raw_bronze_id_seq')"
-            )
-            return last or 0
+            return await _last_bronze_id(connection)
 
     async def cover(self, covered: Mapping[str, Sequence[IdRange]], bronze_id: int) -> None:
         """Note that these ids are accounted for: committed to bronze, or recorded as a gap.
@@ -445,6 +455,13 @@ class GapLedger:
                     await connection.execute(
                         "select pg_advisory_unlock(hashtextextended($1, 0))", key
                     )
+
+
+async def _last_bronze_id(connection: Connection) -> int:
+    last: int | None = await connection.fetchval(
+        "select pg_sequence_last_value('bronze.coinbase_trades_raw_bronze_id_seq')"
+    )
+    return last or 0
 
 
 def _coverage(

@@ -155,9 +155,29 @@ async def test_a_new_run_learns_where_the_last_one_left_off(ledger: GapLedger, a
     assert await ledger.last_bronze_id() == len(frames)
     assert list(left_off) == [BTC]
     assert left_off[BTC].covered == [IdRange(1, 4), IdRange(6, 9)]
-    assert left_off[BTC].came_since == [5, 10, 12]
+    assert left_off[BTC].came_since == [10, 5, 12]
     await ledger.cover({BTC: [IdRange(1, 12)]}, bronze_id=len(frames))
     assert (await ledger.left_off([BTC]))[BTC].came_since == []
+
+
+async def test_a_run_killed_before_it_wrote_coverage_is_read_back(
+    ledger: GapLedger, admin: Any
+) -> None:
+    await ledger.cover({"ETH-USD": [IdRange(1, 9)]}, bronze_id=0)
+    await admin.execute(
+        "insert into bronze.coinbase_trades_raw "
+        "(received_at, source, channel, session_id, product_id, payload) "
+        "select now(), 'exchange_ws', 'c', gen_random_uuid(), 'BTC-USD', "
+        "jsonb_build_object('trade_id', trade_id) "
+        "from unnest(array[21, 22, 25, 24]) as trade_id"
+    )
+
+    left_off = await ledger.left_off([BTC, "ETH-USD", "NEW-USD"])
+
+    assert {product: left.covered for product, left in left_off.items()} == {
+        BTC: [IdRange(21, 22), IdRange(24, 25)],
+        "ETH-USD": [IdRange(1, 9)],
+    }
 
 
 async def test_a_ledger_that_is_away_says_so_and_comes_back(database: Any) -> None:
