@@ -53,7 +53,7 @@ class Backfilled:
 
     asked: IdRange
     trades: int
-    """Trades that were not there and are now in bronze."""
+    """Trades that were fetched; those that a running ingester fetched are not among them."""
     missing: list[IdRange]
     """What the exchange doesn't have, or not yet; the ingester asks for it again."""
     waiting: list[IdRange]
@@ -98,7 +98,7 @@ class Backfill:
             self._count(0)
             async with self._ledger.claim(product_id) as claimed:
                 if claimed:
-                    await self._repairer.fill(product_id, missing)
+                    await self._repairer.take_turn(product_id, missing)
             if not claimed:
                 await asyncio.sleep(ANOTHER_SECONDS)
         left = await self._ledger.missing(product_id, asked)
@@ -122,15 +122,18 @@ class Backfill:
         if not newest:
             raise BackfillError(f"The exchange has no trades of {product_id}.")
         last = newest[0].trade_id
-        if request.since is not None:
-            first = await self._first_since(product_id, request.since, last)
-        else:
-            first = request.from_id or 1
+        first = request.from_id or 1
         to_id = last if request.to_id is None else request.to_id
         if max(first, to_id) > last:
             raise BackfillError(
                 f"The newest trade of {product_id} is {last}: there is no {max(first, to_id)} yet."
             )
+        if request.since is not None:
+            first = await self._first_since(product_id, request.since, last)
+            if first > to_id:
+                raise BackfillError(
+                    f"{product_id} has no trade from {request.since.isoformat()} up to {to_id}."
+                )
         return IdRange(first, to_id)
 
     async def _first_since(self, product_id: str, since: datetime, last: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
@@ -21,6 +22,9 @@ log = structlog.get_logger(__name__)
 CHECK_SECONDS: Final = 1.0
 COVER_SECONDS: Final = 5.0
 """What came since is read back after a kill, so it need not be often."""
+CHECK_PATIENCE_SECONDS: Final = 10.0
+MOST_FIRST_TRADES: Final = 1_000_000
+"""A product that is new in the catalogue, and has a higher id, is listed again, not new."""
 
 
 class Bookkeeper:
@@ -33,6 +37,7 @@ class Bookkeeper:
         ledger: keeps it.
         rest: tells the newest trade id of a product, where the feed left doubts.
         on_gap: is called when a gap was recorded.
+        all_products: go on with every product that was ever followed.
 
     """
 
@@ -44,6 +49,8 @@ class Bookkeeper:
         ledger: GapLedger,
         rest: RestClient,
         on_gap: Callable[[], None],
+        *,
+        all_products: bool,
     ) -> None:
         self._tracker = tracker
         self._gaps = gaps
@@ -51,21 +58,31 @@ class Bookkeeper:
         self._ledger = ledger
         self._rest = rest
         self._on_gap = on_gap
+        self._all_products = all_products
         self._known: set[str] = set()
         self._to_resume: set[str] = set()
-        self._to_check: set[str] = set()
+        self._to_check: deque[str] = deque()
+        self._listed: set[str] = set()
         self._covered: dict[str, list[IdRange]] = {}
         self._open: dict[str, int] = {}
         self._in_spool = 0
 
     def follow(self, products: Iterable[str]) -> None:
         """Go on with these products where earlier runs left off."""
-        self._to_resume |= set(products) - self._known
-        self._known |= self._to_resume
+        news = set(products) - self._known
+        self._known |= news
+        self._to_resume |= news
+        # A feed may never say what is newest: of a product that was delisted meanwhile, say.
+        self.check(news)
+
+    def begin(self, products: Iterable[str]) -> None:
+        """Follow products that were listed a moment ago, from their first trade on."""
+        self._listed |= set(products) - self._known
+        self.follow(products)
 
     def check(self, products: Iterable[str]) -> None:
         """Ask the exchange for the newest trade ids of these products."""
-        self._to_check |= set(products)
+        self._to_check.extend(name for name in products if name not in self._to_check)
 
     def refused(self, row: TradeRow) -> None:
         """Take the trades of a frame that PostgreSQL refuses for missing: REST has them, too."""
@@ -85,6 +102,7 @@ class Bookkeeper:
         """Keep both in step until cancelled."""
         self._in_spool = self._writer.taken
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._every(CHECK_SECONDS, self._resume))
             tasks.create_task(self._every(CHECK_SECONDS, self._keep_gaps))
             tasks.create_task(self._every(COVER_SECONDS, self._keep_coverage))
             tasks.create_task(self._every(CHECK_SECONDS, self._check_ids))
@@ -94,11 +112,13 @@ class Bookkeeper:
 
         What is missing now comes no more: it is a gap without any grace.
         """
+        # Where earlier runs left off was not read yet, nothing says how far bronze was read back.
+        bronze_id = 0 if self._to_resume else await self._ledger.last_bronze_id()
+        await self._ledger.cover(self._tracker.accounted_for(), bronze_id)
         for product_id in self._tracker.missing_trades():
             missing = self._tracker.missing(product_id)
             if missing:
                 await self._record(product_id, missing)
-        await self._ledger.cover(self._tracker.accounted_for(), await self._ledger.last_bronze_id())
 
     async def _every(self, seconds: float, step: Callable[[], Awaitable[None]]) -> None:
         away = False
@@ -114,17 +134,25 @@ class Bookkeeper:
             await asyncio.sleep(seconds)
 
     async def _keep_gaps(self) -> None:
-        await self._resume()
+        accounted_for = self._tracker.accounted_for()
         for product_id, missing in self._gaps.standing(time.monotonic()).items():
-            await self._record(product_id, missing)
+            # Its trades first: what coverage begins with, everything before it is history.
+            if product_id in self._covered or product_id not in accounted_for:
+                await self._record(product_id, missing)
         if self._open:
             self._open = await self._ledger.open_trades()
 
     async def _resume(self) -> None:
         """Find what was missed since earlier runs; the feed may have begun already."""
+        # A feed may name them otherwise than they were asked for.
+        self.follow(self._tracker.missing_trades())
         # What an earlier run left in the spool is not missing: it is read back with the rest.
         if not self._to_resume or self._writer.done < self._in_spool:
             return
+        if self._all_products:
+            # Also of those that were delisted meanwhile, the last trades may be missing.
+            self._all_products = False
+            self.follow(await self._ledger.products())
         products = sorted(self._to_resume)
         left_off = await self._ledger.left_off(products)
         self._to_resume.difference_update(products)
@@ -134,9 +162,22 @@ class Bookkeeper:
                 self._tracker.observe(product_id, trade_id)
             self._gaps.add(product_id, time.monotonic())
             log.info("resumed", product_id=product_id, after=left.covered[-1].last)
+        self._listed -= left_off.keys()
+
+    async def _begin_listed(self) -> None:
+        """Look for the trades that a product made between its listing and its first frame."""
+        for product_id in sorted(self._listed - self._to_resume):
+            highest = self._tracker.highest(product_id)
+            if highest is None:
+                continue
+            self._listed.remove(product_id)
+            if highest <= MOST_FIRST_TRADES:
+                # As if id 0 had been seen: ids begin with 1.
+                self._tracker.resume(product_id, [IdRange(0, 0)])
+                self._gaps.add(product_id, time.monotonic())
 
     async def _record(self, product_id: str, missing: list[IdRange]) -> None:
-        highest = self._tracker.highest(product_id)
+        highest = self._tracker.highest(product_id) or 0
         parts: dict[FoundBy, list[IdRange]] = {"jump": [], "announced": []}
         for part in missing:
             parts["announced" if part.first > highest else "jump"].append(part)
@@ -161,7 +202,7 @@ class Bookkeeper:
         # Another ingester may have found some.
         self._open = await self._ledger.open_trades()
         # In this order: what comes after the snapshot gets higher ids.
-        bronze_id = await self._ledger.last_bronze_id()
+        bronze_id = 0 if self._to_resume else await self._ledger.last_bronze_id()
         accounted_for, taken = self._tracker.accounted_for(), self._writer.taken
         while self._writer.done < taken:  # noqa: ASYNC110  (seldom, and no hurry)
             await asyncio.sleep(0.1)
@@ -177,12 +218,17 @@ class Bookkeeper:
             self._covered |= {product_id: accounted_for[product_id] for product_id in news}
 
     async def _check_ids(self) -> None:
+        await self._begin_listed()
         while self._to_check:
-            product_id = self._to_check.pop()
+            product_id = self._to_check.popleft()
             try:
-                newest = await self._rest.trades(product_id, limit=1)
+                async with asyncio.timeout(CHECK_PATIENCE_SECONDS):
+                    newest = await self._rest.trades(product_id, limit=1)
             except RestRefusedError as error:
                 log.warning("ids_not_checked", product_id=product_id, reason=str(error))
                 continue
+            except TimeoutError:
+                self._to_check.append(product_id)
+                return
             if newest and self._tracker.announce(product_id, newest[0].trade_id):
                 self._gaps.add(product_id, time.monotonic())

@@ -63,7 +63,7 @@ _PERMANENT = (
 )
 
 TRADE_COLUMNS = ("received_at", "source", "channel", "session_id", "product_id", "payload")
-_REJECTED_COLUMNS = ("received_at", "source", "session_id", "frame", "error")
+REJECTED_COLUMNS = ("received_at", "source", "session_id", "frame", "error")
 _SESSION_COLUMNS = (
     "session_id", "source", "url", "products", "started_at", "ended_at", "frames", "trades",
     "end_reason",
@@ -80,6 +80,12 @@ _SAVE_SESSION = """
         frames = excluded.frames,
         trades = excluded.trades,
         end_reason = excluded.end_reason
+"""
+
+# What an older migration lacks.
+_CHECK = """
+    update bronze.feed_sessions set products = products where false;
+    select from bronze.trade_gaps, bronze.trade_coverage where false
 """
 
 TradeRow = tuple[datetime, str, str, UUID, str | None, bytes]
@@ -443,8 +449,9 @@ class BronzeWriter:
         """Write no rows to each table: that needs all the tables and rights that rows need."""
         connection = await self._connected()
         await self._copy(connection, "coinbase_trades_raw", TRADE_COLUMNS, [])
-        await self._copy(connection, "coinbase_frames_rejected", _REJECTED_COLUMNS, [])
+        await self._copy(connection, "coinbase_frames_rejected", REJECTED_COLUMNS, [])
         await self._copy(connection, "feed_sessions", _SESSION_COLUMNS, [])
+        await connection.execute(_CHECK)
         await self._make_partitions(connection)
 
     async def _save(self) -> None:
@@ -526,7 +533,7 @@ class BronzeWriter:
         saved_before, first_error = self.rejected_saved, self._rejected[0].error
         while self._rejected:
             rows = list(islice(self._rejected, REJECTED_ROWS))
-            await self._copy(connection, "coinbase_frames_rejected", _REJECTED_COLUMNS, rows)
+            await self._copy(connection, "coinbase_frames_rejected", REJECTED_COLUMNS, rows)
             for _ in rows:
                 self._rejected.popleft()
             self.rejected_saved += len(rows)

@@ -74,10 +74,21 @@ class Capture:
             self._ledger, self._rest, self._repairs.session_id, on_trades=self._count_repaired
         )
         self._books = Bookkeeper(
-            self._tracker, self._gaps, self._writer, self._ledger, self._rest, self._repairer.look
+            self._tracker,
+            self._gaps,
+            self._writer,
+            self._ledger,
+            self._rest,
+            self._repairer.look,
+            all_products=settings.all_products,
         )
         self._subscriptions = Subscriptions(
-            settings, self._rest, sink=self._new_sink, on_products=self._books.follow
+            settings,
+            self._rest,
+            sink=self._new_sink,
+            on_products=self._books.follow,
+            on_listed=self._books.begin,
+            on_delisted=self._books.check,
         )
         self._stop = asyncio.Event()
 

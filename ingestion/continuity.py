@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -34,9 +35,26 @@ def clip(ranges: Iterable[IdRange], first: int, last: int) -> list[IdRange]:
     return [part for part in clipped if part.first <= part.last]
 
 
-def intersect(these: Iterable[IdRange], those: Sequence[IdRange]) -> list[IdRange]:
-    """Return the ids that are in both."""
-    return [part for first, last in these for part in clip(those, first, last)]
+def intersect(these: Sequence[IdRange], those: Sequence[IdRange]) -> list[IdRange]:
+    """Return the ids that are in both; each is in ascending order."""
+    both, at, other = [], 0, 0
+    while at < len(these) and other < len(those):
+        first = max(these[at].first, those[other].first)
+        last = min(these[at].last, those[other].last)
+        if first <= last:
+            both.append(IdRange(first, last))
+        if these[at].last < those[other].last:
+            at += 1
+        else:
+            other += 1
+    return both
+
+
+def subtract(these: Sequence[IdRange], those: Sequence[IdRange]) -> list[IdRange]:
+    """Return the ids of the one that are not in the other; each is in ascending order."""
+    edges = [0, *(edge for first, last in those for edge in (first - 1, last + 1)), MAX_ID]
+    between = [IdRange(low, high) for low, high in zip(edges[::2], edges[1::2], strict=True)]
+    return intersect(these, [part for part in between if part.first <= part.last])
 
 
 def contains(ranges: Sequence[IdRange], trade_id: int) -> bool:
@@ -44,6 +62,9 @@ def contains(ranges: Sequence[IdRange], trade_id: int) -> bool:
     at = bisect_right(ranges, trade_id, key=_first) - 1
     return at >= 0 and trade_id <= ranges[at].last
 
+
+_PRODUCT: Final = re.compile(r"[A-Z0-9]{1,20}(-[A-Z0-9]{1,20}){1,3}")
+"""A product's id. A frame may hold anything in its place, also what no table takes."""
 
 _first, _last = attrgetter("first"), attrgetter("last")
 
@@ -65,10 +86,8 @@ class TradeIdTracker:
         A late trade closes or splits the gap that it was missing from; a duplicate changes nothing.
         """
         product = self._products.get(product_id)
-        if product is None:
-            if 0 < trade_id <= MAX_ID:
-                self._products[product_id] = _Product(trade_id, trade_id)
-            return False
+        if product is None or not product.confirmed:
+            return self._begin(product_id, trade_id, seen=True)
         expected = product.highest + 1
         if trade_id == expected:
             product.highest = trade_id
@@ -86,15 +105,32 @@ class TradeIdTracker:
 
         They may still be on their way. 0 means that the exchange doesn't know (FEED.md).
         """
-        if not 0 < last_trade_id <= MAX_ID:
-            return False
         product = self._products.get(product_id)
-        if product is None:
-            self._products[product_id] = _Product(last_trade_id + 1, last_trade_id)
-            return False
+        if product is None or not product.confirmed:
+            return self._begin(product_id, last_trade_id, seen=False)
         if last_trade_id > product.announced and product.believes(last_trade_id):
             product.announced = last_trade_id
         return product.announced > product.highest
+
+    def miss(self, product_id: str, trade_id: int) -> bool:
+        """Record a trade that came and could not be kept; return whether some are missing."""
+        if product_id not in self._products and _is_id(product_id, trade_id):
+            self._products[product_id] = _Product(trade_id, trade_id - 1)
+        return self.announce(product_id, trade_id)
+
+    def _begin(self, product_id: str, trade_id: int, *, seen: bool) -> bool:
+        """Take the first id of a product, which counts once a second one is near it."""
+        if not _is_id(product_id, trade_id):
+            return False
+        product = self._products.get(product_id)
+        if product is None or abs(trade_id - product.highest) > MOST_SKIPPED:
+            first = trade_id if seen else trade_id + 1
+            self._products[product_id] = _Product(first, trade_id)
+            return False
+        if seen and trade_id == product.highest >= product.first:
+            return False
+        product.confirmed = True
+        return self.observe(product_id, trade_id) if seen else self.announce(product_id, trade_id)
 
     def lose(self, product_id: str, trade_id: int) -> None:
         """Record that a trade that was seen is missing after all: its frame can't be used."""
@@ -102,25 +138,24 @@ class TradeIdTracker:
         if product is not None and product.first <= trade_id <= product.highest:
             product.lose(trade_id)
 
-    def resume(self, product_id: str, covered: Sequence[IdRange]) -> bool:
-        """Go on from what earlier runs have accounted for; return whether some trades are missing.
+    def resume(self, product_id: str, covered: Sequence[IdRange]) -> None:
+        """Go on from what earlier runs have accounted for, which is not nothing.
 
         Missing are the holes in it, and what lies between it and the trades of this run, which may
         have seen some already.
         """
-        if not covered:
-            return False
         newest = covered[-1].last
         product = self._products.get(product_id)
-        if product is None:
+        doubtful = product is None or not product.confirmed
+        if product is None or (doubtful and abs(product.highest - newest) > MOST_SKIPPED):
             product = self._products[product_id] = _Product(newest + 1, newest)
+        product.confirmed = True
         holes = [IdRange(low.last + 1, high.first - 1) for low, high in pairwise(covered)]
         if product.first > newest + 1:
             holes.append(IdRange(newest + 1, product.first - 1))
         holes = clip(holes, 0, product.first - 1)
         product.first = min(product.first, covered[0].first)
         product.prepend(holes)
-        return bool(holes)
 
     def missing(self, product_id: str, last: int | None = None) -> list[IdRange]:
         """Return the missing ids in ascending order, announced ones included, up to one of them."""
@@ -132,9 +167,10 @@ class TradeIdTracker:
             missing.append(IdRange(product.highest + 1, product.announced))
         return missing if last is None else clip(missing, 0, last)
 
-    def highest(self, product_id: str) -> int:
-        """Return the highest trade id seen; missing ones above it were announced."""
-        return self._products[product_id].highest
+    def highest(self, product_id: str) -> int | None:
+        """Return the highest trade id seen, if any; missing ones above it were announced."""
+        product = self._products.get(product_id)
+        return None if product is None else product.highest
 
     def last_missing(self, product_id: str) -> int | None:
         """Return the highest missing id, if one is missing."""
@@ -156,7 +192,7 @@ class TradeIdTracker:
         return {
             product_id: product.accounted_for()
             for product_id, product in self._products.items()
-            if product.first <= product.highest
+            if product.confirmed and product.first <= product.highest
         }
 
     def missing_trades(self) -> dict[str, int]:
@@ -167,18 +203,23 @@ class TradeIdTracker:
         }
 
 
+def _is_id(product_id: str, trade_id: int) -> bool:
+    return 0 < trade_id <= MAX_ID and _PRODUCT.fullmatch(product_id) is not None
+
+
 class _Product:
     """What is known of one product: where it began, its highest id, and the gaps in between.
 
     The gaps are in ascending order.
     """
 
-    __slots__ = ("announced", "doubted", "first", "gaps", "highest", "missing")
+    __slots__ = ("announced", "confirmed", "doubted", "first", "gaps", "highest", "missing")
 
     def __init__(self, first: int, highest: int) -> None:
         self.first = first
         self.highest = highest
         self.announced = highest
+        self.confirmed = False
         self.doubted: int | None = None
         self.gaps: list[IdRange] = []
         self.missing = 0
@@ -190,7 +231,7 @@ class _Product:
             return True
         if trade_id > MAX_ID:
             return False
-        if doubted is not None and 0 <= trade_id - doubted <= MOST_SKIPPED:
+        if doubted is not None and 0 < trade_id - doubted <= MOST_SKIPPED:
             return True
         self.doubted = trade_id
         return False

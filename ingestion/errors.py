@@ -15,6 +15,10 @@ class FatalBronzeError(IngestionError):
     """Bronze can't be written with these settings."""
 
 
+class FatalRestError(IngestionError):
+    """The exchange's REST interface can't be asked with these settings."""
+
+
 class LedgerAwayError(IngestionError):
     """What is missing can't be read or written; trying again may help."""
 

@@ -13,9 +13,11 @@ import asyncpg
 
 from ingestion.bronze import (
     COMMAND_SECONDS,
+    REJECTED_COLUMNS,
     TRADE_COLUMNS,
     Connect,
     Connection,
+    RejectedRow,
     TradeRow,
     open_bronze,
 )
@@ -27,8 +29,8 @@ FoundBy = Literal["jump", "announced"]
 MOST_TRIES: Final = 3
 """So often the exchange is asked for an id before it counts as one that doesn't exist."""
 READ_BACK_ROWS: Final = 500_000
-"""How far bronze is read to find what came after coverage was written, a few seconds before a kill.
-What lies beyond is only fetched once more."""
+"""Of the end of bronze so much is read to find what came after coverage was written, some seconds
+before a kill. What lies before is only fetched once more."""
 
 # A product's row is locked first, so that two ingesters never record the same trades.
 _LOCK_COVERAGE = """
@@ -73,7 +75,7 @@ _READ_BACK = """
     with frames as (
         select bronze_id, source, product_id, payload
         from bronze.coinbase_trades_raw
-        where bronze_id > $1 and bronze_id <= $1 + $2
+        where bronze_id > $1
     ),
 
     trades as (
@@ -89,7 +91,7 @@ _READ_BACK = """
 
     select product_id, case when trade_id ~ '^[0-9]{1,18}$' then trade_id::bigint end as trade_id
     from trades
-    where product_id = any ($3) and trade_id ~ '^[0-9]{1,18}$'
+    where product_id = any ($2) and trade_id ~ '^[0-9]{1,18}$'
     order by bronze_id, trade_id
 """
 
@@ -111,6 +113,12 @@ _TAKE_OUT = """
         ),
         closed_at = case when missing <@ $2::int8multirange then clock_timestamp() end
     where product_id = $1 and closed_at is null and missing && $2::int8multirange
+"""
+
+_NOT_ABSENT = """
+    update bronze.trade_gaps
+    set absent = absent - $2::int8multirange
+    where product_id = $1 and status = 'absent' and absent && $2::int8multirange
 """
 
 # A trade of the last minute may be one that the exchange's REST doesn't show yet.
@@ -146,19 +154,22 @@ _POSTPONE = """
     where product_id = $1 and closed_at is null and next_try_at <= clock_timestamp()
 """
 
-# What is asked for is no longer left waiting. The old row is locked, so its ids come back once.
+# Of a gap that waits, only what is asked for is no longer left waiting.
 _WAKE = """
     with waiting as (
         select gap_id, missing * $2::int8multirange as woken
         from bronze.trade_gaps
-        where product_id = $1 and next_try_at = 'infinity' and missing && $2::int8multirange
+        where
+            product_id = $1
+            and next_try_at = 'infinity'
+            and missing && $2::int8multirange
+            and not missing <@ $2::int8multirange
         for update
     ),
 
     shortened as (
         update bronze.trade_gaps
-        set missing = missing - woken,
-            closed_at = case when missing <@ woken then clock_timestamp() end
+        set missing = missing - woken
         from waiting
         where trade_gaps.gap_id = waiting.gap_id
     )
@@ -173,8 +184,8 @@ _HURRY = """
         where
             product_id = $1
             and closed_at is null
-            and next_try_at <> 'infinity'
             and missing && $2::int8multirange
+            and (next_try_at <> 'infinity' or missing <@ $2::int8multirange)
         returning missing
     )
 
@@ -229,6 +240,10 @@ _AWAY = (
 )
 
 
+class RowRefusedError(Exception):
+    """PostgreSQL can't store a value; sent again, it would refuse it again."""
+
+
 @dataclass(frozen=True)
 class LeftOff:
     """Where earlier runs left off with a product."""
@@ -255,9 +270,7 @@ class GapLedger:
     Args:
         connect: opens a connection as a role that may write to bronze.
 
-    Raises:
-        LedgerAwayError: every method does, where the database is away; it can be called again.
-
+    Every method raises LedgerAwayError where the database is away; it can be called again.
 
     """
 
@@ -283,10 +296,24 @@ class GapLedger:
             try:
                 async with asyncio.timeout(COMMAND_SECONDS), self._connection.transaction():
                     yield self._connection
+            except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
+                raise RowRefusedError(str(error)) from error
+            except asyncio.CancelledError:
+                self.close()
+                raise
             except _AWAY as error:
                 # After any failure only a new connection is to be trusted.
                 self.close()
-                raise LedgerAwayError(str(error) or type(error).__name__) from error
+                told = str(error) or type(error).__name__
+                if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
+                    told = f"{told}: run `medallion migrate`"
+                raise LedgerAwayError(told) from error
+
+    async def products(self) -> list[str]:
+        """Return the products of which trades are accounted for."""
+        async with self._transaction() as connection:
+            rows = await connection.fetch("select product_id from bronze.trade_coverage")
+        return [row["product_id"] for row in rows]
 
     async def left_off(self, products: Sequence[str]) -> dict[str, LeftOff]:
         """Return where earlier runs left off with these products; nothing for a new one.
@@ -299,26 +326,22 @@ class GapLedger:
                 "where product_id = any ($1) and not isempty(ids)",
                 list(products),
             )
-            came: dict[str, list[int]] = {row["product_id"]: [] for row in rows}
-            # Products that were followed together left off together: one reading does for all.
-            for bronze_id in {row["bronze_id"] for row in rows}:
-                together = [row["product_id"] for row in rows if row["bronze_id"] == bronze_id]
-                for trade in await connection.fetch(
-                    _READ_BACK, bronze_id, READ_BACK_ROWS, together
-                ):
-                    came[trade["product_id"]].append(trade["trade_id"])
-            earlier = TradeIdTracker()
-            uncovered = [product_id for product_id in products if product_id not in came]
-            if uncovered:
-                begin = max(await _last_bronze_id(connection) - READ_BACK_ROWS, 0)
-                for trade in await connection.fetch(_READ_BACK, begin, READ_BACK_ROWS, uncovered):
-                    earlier.observe(trade["product_id"], trade["trade_id"])
-        left_off = {
-            product_id: LeftOff(covered, [])
-            for product_id, covered in earlier.accounted_for().items()
-        }
-        return left_off | {
-            row["product_id"]: LeftOff(_ranges(row["ids"]), came[row["product_id"]]) for row in rows
+            # A product without news has an older bronze_id than those it was followed with.
+            written = max((row["bronze_id"] for row in rows), default=0)
+            begin = max(written, await _last_bronze_id(connection) - READ_BACK_ROWS)
+            trades = await connection.fetch(_READ_BACK, begin, list(products))
+        covered = {row["product_id"]: _ranges(row["ids"]) for row in rows}
+        came: dict[str, list[int]] = {}
+        unknown = TradeIdTracker()
+        for trade in trades:
+            product_id, trade_id = trade["product_id"], trade["trade_id"]
+            if product_id in covered:
+                came.setdefault(product_id, []).append(trade_id)
+            else:
+                unknown.observe(product_id, trade_id)
+        return {
+            product_id: LeftOff(ranges, came.get(product_id, []))
+            for product_id, ranges in (unknown.accounted_for() | covered).items()
         }
 
     async def last_bronze_id(self) -> int:
@@ -361,8 +384,8 @@ class GapLedger:
         asked = _multirange([wanted])
         async with self._transaction() as connection:
             covered = await connection.fetchval(_LOCK_COVERAGE, product_id)
-            woken = await connection.fetchval(_WAKE, product_id, asked)
             hurried = await connection.fetchval(_HURRY, product_id, asked)
+            woken = await connection.fetchval(_WAKE, product_id, asked)
             known = hurried if again else covered
             plan = await connection.fetchrow(_PLAN, asked, covered, known, woken)
             assert plan is not None  # noqa: S101  (a row of constants)
@@ -392,16 +415,13 @@ class GapLedger:
             rows = await connection.fetch(_OPEN_TRADES)
         return {row["product_id"]: row["trades"] for row in rows}
 
-    async def accounted_for(self, product_id: str) -> list[IdRange]:
-        """Return the ids of a product that are accounted for, in ascending order."""
-        async with self._transaction() as connection:
-            ids = await connection.fetchval(
-                "select ids from bronze.trade_coverage where product_id = $1", product_id
-            )
-        return _ranges(ids or [])
-
     async def save(self, product_id: str, rows: Sequence[TradeRow], ids: Sequence[int]) -> None:
-        """Append trades to bronze and take their ids out of the gaps, both or neither."""
+        """Append trades to bronze and take their ids out of the gaps, both or neither.
+
+        Raises:
+            RowRefusedError: PostgreSQL refuses one of them.
+
+        """
         found = _multirange(IdRange(trade_id, trade_id) for trade_id in ids)
         async with self._transaction() as connection:
             await connection.copy_records_to_table(
@@ -411,6 +431,17 @@ class GapLedger:
                 records=rows,
             )
             await connection.execute(_TAKE_OUT, product_id, found)
+            await connection.execute(_NOT_ABSENT, product_id, found)
+
+    async def set_aside(self, row: RejectedRow) -> None:
+        """Keep what PostgreSQL refuses as the bytes that came."""
+        async with self._transaction() as connection:
+            await connection.copy_records_to_table(
+                "coinbase_frames_rejected",
+                schema_name="bronze",
+                columns=REJECTED_COLUMNS,
+                records=[row],
+            )
 
     async def tried(
         self, product_id: str, asked: Sequence[IdRange], again: timedelta, soon: timedelta

@@ -156,7 +156,7 @@ class Sink:
         if self._writer.keeps:
             return self._tracker.observe(product_id, trade_id)
         # Known of but not kept: so it is missing.
-        return self._tracker.announce(product_id, trade_id)
+        return self._tracker.miss(product_id, trade_id)
 
     def unreadable(self, frame: bytes, error: str) -> bool:
         """Buffer a frame that jsonb can't hold."""

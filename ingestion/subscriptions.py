@@ -28,7 +28,9 @@ class Subscriptions:
         settings: which products and feeds.
         rest: tells which products are traded, where all are wanted.
         sink: makes the sink of a new connection, for the source of its frames.
-        on_products: is told the products that are new.
+        on_products: is told the products that are read.
+        on_listed: is told those that were listed while others were read already.
+        on_delisted: is told those that are read no more.
 
     """
 
@@ -39,11 +41,15 @@ class Subscriptions:
         *,
         sink: Callable[[type[Feed]], FrameSink],
         on_products: Callable[[tuple[str, ...]], None],
+        on_listed: Callable[[tuple[str, ...]], None],
+        on_delisted: Callable[[tuple[str, ...]], None],
     ) -> None:
         self._settings = settings
         self._rest = rest
         self._sink = sink
         self._on_products = on_products
+        self._on_listed = on_listed
+        self._on_delisted = on_delisted
         self._urls: dict[type[Feed], str] = {}
         if settings.coinbase_feed in {"exchange", "both"}:
             self._urls[ExchangeFeed] = settings.coinbase_ws_url
@@ -113,6 +119,8 @@ class Subscriptions:
             dropped = followed.difference(products)
             if followed and (added or dropped):
                 log.info("products_changed", listed=tuple(added), delisted=sorted(dropped))
+                self._on_listed(tuple(added))
+                self._on_delisted(tuple(dropped))
             for task, feed in feeds.items():
                 kept = [product for product in feed.products if product not in dropped]
                 room = self._settings.products_per_connection - len(kept)
@@ -121,6 +129,7 @@ class Subscriptions:
                 if not kept:
                     del self._reading[task]
                     task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
                 elif tuple(kept) != feed.products:
                     await feed.follow(tuple(kept))
             for part in _parts(added, self._settings.products_per_connection):

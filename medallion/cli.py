@@ -24,6 +24,7 @@ from ingestion.errors import (
     BackfillError,
     FatalBronzeError,
     FatalFeedError,
+    FatalRestError,
     FatalSpoolError,
     IngestionError,
 )
@@ -180,7 +181,8 @@ def backfill(
 ) -> None:
     """Fetch a product's history over REST into bronze: at most 10,000 trades a second.
 
-    Stopped, it goes on where it was when it is run again, or a running ingester does.
+    Stopped, it goes on where it was when it is run again, or a running ingester does. What lies
+    between the history and the newest trade is fetched by the next `medallion ingest`.
     """
     from ingestion.backfill import Backfill, Request  # noqa: PLC0415  (--help is quick)
     from ingestion.coinbase.rest import RestClient  # noqa: PLC0415
@@ -211,7 +213,7 @@ def backfill(
                 ledger.close()
         console.print(
             f"{request.product_id} {told.asked.first} to {told.asked.last}: "
-            f"{told.trades:,} trades are new in bronze."
+            f"{told.trades:,} trades fetched."
         )
         if told.missing:
             console.print(
@@ -461,7 +463,14 @@ def main() -> None:
     except ValidationError as error:
         _fail(explain(error, SETTINGS), 2)
     except (WarehouseError, IngestionError) as error:
-        wrong = BackfillError | FatalFeedError | FatalBronzeError | FatalSpoolError | WarehouseError
+        wrong = (
+            BackfillError
+            | FatalBronzeError
+            | FatalFeedError
+            | FatalRestError
+            | FatalSpoolError
+            | WarehouseError
+        )
         fatal = isinstance(error, wrong)
         _fail(str(error), 2 if fatal else 1)
     except FailedError as error:

@@ -381,8 +381,7 @@ class AdvancedFeed(Feed):
         """Return the products by the names that they were asked for: X-USDC is X-USD (FEED.md)."""
         if confirmed is None:
             return None
-        dollars = (name for name in self.products if name.endswith("-USDC"))
-        return confirmed | {name for name in dollars if name.removesuffix("C") in confirmed}
+        return confirmed | {name for name in self.products if _as_served(name) in confirmed}
 
     def _watch_sequence(self, told: object) -> None:
         """Notice dropped frames: a connection's frames are numbered one by one from 0 (FEED.md)."""
@@ -392,7 +391,14 @@ class AdvancedFeed(Feed):
         expected, self._next_sequence = self._next_sequence, number + 1
         if number > expected:
             log.warning("frames_dropped", url=self._url, expected=expected, sequence_num=number)
-            self._sink.frames_dropped(self.products)
+            self._sink.frames_dropped(tuple(map(_as_served, self.products)))
+
+
+def _as_served(product: str) -> str:
+    """Return the product whose trades the Advanced feed sends: X-USD for X-USDC (FEED.md)."""
+    if product.endswith("-USDC") and product not in {"USDT-USDC", "EURC-USDC"}:
+        return product.removesuffix("C")
+    return product
 
 
 def _reason(error: Exception) -> str:

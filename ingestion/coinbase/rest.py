@@ -15,6 +15,8 @@ import httpx
 import msgspec
 import structlog
 
+from ingestion.errors import FatalRestError, IngestionError
+
 log = structlog.get_logger(__name__)
 
 REQUESTS_PER_SECOND: Final = 10
@@ -24,7 +26,6 @@ TIMEOUT_SECONDS: Final = 10.0
 FIRST_RETRY_SECONDS: Final = 0.5
 LONGEST_RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_AFTER_SECONDS: Final = 300.0
-_NOT_FOUND: Final = 404
 _TOO_MANY_REQUESTS: Final = 429
 _PASSING: Final = frozenset({401, 403, 408, 425, _TOO_MANY_REQUESTS})
 """Answers that a retry may cure. 401 and 403 are a gateway's: this interface asks for no key."""
@@ -32,12 +33,12 @@ _PASSING: Final = frozenset({401, 403, 408, 425, _TOO_MANY_REQUESTS})
 _T = TypeVar("_T")
 
 
-class RestRefusedError(Exception):
+class RestRefusedError(IngestionError):
     """The exchange refuses the request, and will refuse it again; the message says what it says."""
 
 
-class UnknownProductError(RestRefusedError):
-    """The exchange has no such product."""
+class UnreadablePageError(Exception):
+    """An answer holds trades, and none of them can be read."""
 
 
 class RestTrade(NamedTuple):
@@ -83,6 +84,9 @@ class RestClient:
         requests_per_second: no more requests are begun in a second.
         jitter: draws the wait before a retry, between 0 and the given seconds.
 
+    Raises:
+        FatalRestError: the proxy from the environment can't be used.
+
     """
 
     def __init__(
@@ -96,10 +100,15 @@ class RestClient:
         self._jitter = jitter
         self._interval = 1 / requests_per_second
         self._next_request_at = 0.0
-        self._http = httpx.AsyncClient(
-            timeout=TIMEOUT_SECONDS,
-            headers={"User-Agent": "medallion", "Accept": "application/json"},
-        )
+        headers = {"User-Agent": "medallion", "Accept": "application/json"}
+        try:
+            self._http = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, headers=headers)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            # ImportError is how httpx asks for the package that SOCKS needs.
+            raise FatalRestError(
+                f"The proxy from the environment can't be used: {error}. Correct HTTPS_PROXY (or "
+                "ALL_PROXY), or add the exchange to NO_PROXY."
+            ) from None
         self.requests = 0
         """Requests made."""
 
@@ -143,7 +152,7 @@ class RestClient:
                 reason = f"HTTP {answer.status_code}"
             except httpx.InvalidURL as error:
                 raise RestRefusedError(f"{self.url}{path} is no URL: {error}") from None
-            except (httpx.TransportError, msgspec.MsgspecError) as error:
+            except (httpx.RequestError, msgspec.MsgspecError, UnreadablePageError) as error:
                 answer = None
                 reason = str(error) or type(error).__name__
             delay = self._jitter(min(FIRST_RETRY_SECONDS * 2**failures, LONGEST_RETRY_SECONDS))
@@ -165,11 +174,8 @@ class RestClient:
         """Raise what a retry won't cure; a redirect to a page (maintenance) is tried again."""
         if not answer.is_client_error or answer.status_code in _PASSING:
             return
-        told = f"{self.url}{path} answers HTTP {answer.status_code}: {answer.text[:200]}"
-        raise (
-            UnknownProductError(told)
-            if answer.status_code == _NOT_FOUND
-            else RestRefusedError(told)
+        raise RestRefusedError(
+            f"{self.url}{path} answers HTTP {answer.status_code}: {answer.text[:200]}"
         )
 
 
@@ -184,13 +190,18 @@ def _retry_after(answer: httpx.Response) -> float:
 
 
 def _read_trades(body: bytes) -> list[RestTrade]:
-    trades = []
-    for payload in _page.decode(body):
+    trades, unreadable = [], []
+    payloads = _page.decode(body)
+    for payload in payloads:
         try:
             fields = _trade.decode(payload)
         except msgspec.MsgspecError as error:
-            # It stays missing: the exchange is asked for it again, and in the end it is told.
-            log.warning("rest_trade_unreadable", error=str(error), trade=bytes(payload)[:200])
-            continue
-        trades.append(RestTrade(fields.trade_id, fields.time, bytes(payload)))
+            unreadable.append(f"{error}: {bytes(payload)[:100]!r}")
+        else:
+            trades.append(RestTrade(fields.trade_id, fields.time, bytes(payload)))
+    if unreadable:
+        if not trades:
+            raise UnreadablePageError(f"no trade of it can be read: {unreadable[0]}")
+        # They stay missing: the exchange is asked for them again, and in the end that is told.
+        log.warning("rest_trades_unreadable", trades=len(unreadable), first=unreadable[0])
     return trades

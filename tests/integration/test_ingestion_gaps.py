@@ -19,7 +19,8 @@ from ingestion.errors import BackfillError, LedgerAwayError
 from ingestion.gaps import GapLedger
 from ingestion.repair import Repairer
 from simulator.exchange import Exchange, ExchangeConfig
-from simulator.market import micros
+from simulator.market import Market, micros
+from tests.integration.test_ingestion_rest import answer
 
 BTC = "BTC-USD"
 END = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
@@ -42,9 +43,9 @@ async def ledger(database: Any) -> AsyncIterator[GapLedger]:
 
 
 @asynccontextmanager
-async def exchange() -> AsyncIterator[Exchange]:
+async def exchange(**changes: Any) -> AsyncIterator[Exchange]:
     """An exchange that has closed for the day: its newest trade stays the newest."""
-    config = ExchangeConfig(start=END - timedelta(seconds=1), end=END, speed=1000)
+    config = ExchangeConfig(start=END - timedelta(seconds=1), end=END, speed=1000, **changes)
     async with Exchange(config) as exchange:
         while not exchange.finished:  # noqa: ASYNC110  (a moment)
             await asyncio.sleep(0.01)
@@ -224,7 +225,7 @@ async def test_many_small_gaps_are_filled_page_by_page(ledger: GapLedger, admin:
         await ledger.record(BTC, singles, "jump")
         repairer = Repairer(ledger, rest, uuid4())
 
-        assert await repairer.fill(BTC, (await ledger.due())[BTC]) == len(singles)
+        assert await repairer.take_turn(BTC, (await ledger.due())[BTC]) == len(singles)
 
         assert await bronze_ids(admin) == [part.first for part in singles]
         assert {row[3] for row in await gaps(admin)} == {"repaired"}
@@ -241,16 +242,18 @@ async def test_many_small_gaps_are_filled_page_by_page(ledger: GapLedger, admin:
 
 
 async def test_a_repair_that_was_stopped_goes_on_where_it_was(
-    ledger: GapLedger, admin: Any
+    ledger: GapLedger, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with exchange() as server, RestClient(server.rest_url) as rest:
         newest = server.market[BTC].last_trade_id(server.market_time)
         await ledger.record(BTC, [IdRange(newest - 2499, newest)], "jump")
+        monkeypatch.setattr("ingestion.repair.PAGES_A_TURN", 1)
         repairer = Repairer(ledger, rest, uuid4())
 
-        assert await repairer.fill(BTC, (await ledger.due())[BTC], most_pages=1) == 1000
+        assert await repairer.take_turn(BTC, (await ledger.due())[BTC]) == 1000
         assert await ledger.due() == {BTC: [IdRange(newest - 2499, newest - 1000)]}
-        assert await repairer.fill(BTC, (await ledger.due())[BTC]) == 1500
+        assert await repairer.take_turn(BTC, (await ledger.due())[BTC]) == 1000
+        assert await repairer.take_turn(BTC, (await ledger.due())[BTC]) == 500
 
         assert rest.requests == 3
         assert await bronze_ids(admin) == list(range(newest - 2499, newest + 1))
@@ -268,7 +271,7 @@ async def test_an_id_that_does_not_exist_is_absent_after_three_tries(
         repairer = Repairer(ledger, rest, uuid4())
         states = []
         for _ in range(3):
-            await repairer.fill(BTC, (await ledger.due())[BTC])
+            await repairer.take_turn(BTC, (await ledger.due())[BTC])
             states += [row[3:] for row in await gaps(admin)]
             # Not asked for again at once.
             assert await ledger.due() == {}
@@ -289,7 +292,7 @@ async def test_a_trade_just_found_missing_may_not_be_in_rest_yet(
     async with exchange() as server, RestClient(server.rest_url) as rest:
         newest = server.market[BTC].last_trade_id(server.market_time)
         await ledger.record(BTC, [IdRange(newest + 1, newest + 1)], "announced")
-        await Repairer(ledger, rest, uuid4()).fill(BTC, (await ledger.due())[BTC])
+        await Repairer(ledger, rest, uuid4()).take_turn(BTC, (await ledger.due())[BTC])
 
     row = await admin.fetchrow(
         "select tries, next_try_at - clock_timestamp() as wait from bronze.trade_gaps"
@@ -318,6 +321,72 @@ async def test_a_product_that_the_exchange_does_not_know_waits_and_holds_up_nobo
         ("open", 0, 0),
         ("repaired", 1, 0),
     ]
+
+
+@pytest.mark.postgres18_only
+async def test_scattered_ids_that_do_not_exist_do_not_keep_a_repair_from_the_rest(
+    ledger: GapLedger, admin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingestion.repair.PAGES_A_TURN", 3)
+    market = Market(0)
+    newest = market[BTC].last_trade_id(micros(END))
+    absent = set(range(newest - 7000, newest, 1000))
+    async with exchange(absent={BTC: absent}) as server, RestClient(server.rest_url) as rest:
+        await ledger.record(BTC, [IdRange(newest - 7999, newest)], "jump")
+        await make_old(admin)
+        repairer = Repairer(ledger, rest, uuid4())
+        for _ in range(3):
+            await repairer.take_turn(BTC, (await ledger.due())[BTC])
+
+        assert await bronze_ids(admin) == sorted(set(range(newest - 7999, newest + 1)) - absent)
+        assert await ledger.due() == {}
+        assert [row[7] for row in await gaps(admin)] == [1]
+
+
+@pytest.mark.postgres18_only
+async def test_a_product_that_rest_does_not_answer_for_holds_up_nobody(
+    ledger: GapLedger, admin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingestion.repair.TURN_SECONDS", 0.5)
+    asked: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.append(head.split(b" ")[1].decode())
+        body = b'[{"trade_id":5,"time":"2026-09-30T02:03:12Z"}]'
+        if "AAA-USD" in asked[-1]:
+            told = answer("500 Internal Server Error")
+        elif "NUL-USD" in asked[-1]:
+            told = answer("200 OK", body.replace(b"}", b',"side":"\\u0000"}'))
+        else:
+            told = answer("200 OK", body)
+        writer.write(told)
+        writer.close()
+
+    products = ("AAA-USD", "BBB-USD", "NUL-USD")
+    for product_id in products:
+        await ledger.record(product_id, [IdRange(5, 5)], "jump")
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        async with RestClient(f"http://127.0.0.1:{port}") as rest:
+            running = asyncio.create_task(Repairer(ledger, rest, uuid4()).run())
+            try:
+                async with asyncio.timeout(10):
+                    while await ledger.due():  # noqa: ASYNC110  (asks the database)
+                        await asyncio.sleep(0.05)
+            finally:
+                running.cancel()
+                await asyncio.wait({running})
+
+    rows = await admin.fetch("select product_id, status from bronze.trade_gaps order by 1")
+    assert [tuple(row) for row in rows] == [
+        ("AAA-USD", "open"),
+        ("BBB-USD", "repaired"),
+        ("NUL-USD", "open"),
+    ]
+    # What jsonb can't hold is kept as it came.
+    (refused,) = await admin.fetch("select * from bronze.coinbase_frames_rejected")
+    assert b"\\u0000" in refused["frame"]
 
 
 async def backfill(ledger: GapLedger, rest: RestClient, *request: Any, **by: Any) -> Any:
@@ -411,6 +480,8 @@ async def test_a_request_that_makes_no_sense_changes_nothing(ledger: GapLedger, 
         ({"since": datetime.now(UTC) + timedelta(days=1)}, "is in the future"),
         ({"from_id": 10**15}, r"The newest trade of BTC-USD is \d+: there is no 10{15} yet"),
         ({"from_id": 1, "to_id": 10**15}, "there is no 10{15} yet"),
+        ({"since": END + timedelta(minutes=1)}, "has no trade from"),
+        ({"since": END - timedelta(minutes=1), "to_id": 9}, "has no trade from .* up to 9"),
         ({"product_id": "NO-USD", "from_id": 1}, "no trades of 'NO-USD'.*NotFound"),
     ]
     async with exchange() as server, RestClient(server.rest_url) as rest:

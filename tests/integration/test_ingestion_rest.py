@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 import pytest
 from structlog.testing import capture_logs
 
-from ingestion.coinbase.rest import Product, RestClient, RestRefusedError, UnknownProductError
+from ingestion.coinbase.rest import Product, RestClient, RestRefusedError
+from ingestion.errors import FatalRestError
 from tests.integration.test_ingestion_feed import wait_for
 
 TRADE = (
@@ -95,9 +96,14 @@ async def test_products_tell_which_are_traded() -> None:
         answer("200 OK", b"[" + TRADE[:40], **{"Content-Length": "4000"}),
         answer("200 OK", b"[" + TRADE[:40]),
         answer("200 OK", b'{"message":"maintenance"}'),
+        answer("200 OK", b'[{"trade_id":"new format"}]'),
+        answer("200 OK", b"no gzip", **{"Content-Encoding": "gzip"}),
         None,
     ],
-    ids=["500", "503", "429", "403", "302", "cut_off", "truncated", "no_list", "no_answer"],
+    ids=[
+        *("500", "503", "429", "403", "302", "cut_off", "truncated", "no_list"),
+        *("no_trade", "no_gzip", "no_answer"),
+    ],
 )
 async def test_what_may_pass_is_tried_again(passing: bytes | None) -> None:
     good = answer("200 OK", b"[" + TRADE + b"]")
@@ -155,12 +161,12 @@ async def test_requests_are_spread_over_the_second_that_allows_them() -> None:
     assert server.asked_at[-1] - server.asked_at[0] >= 7 / 20 - 0.02
 
 
-@pytest.mark.parametrize(
-    ("status", "error"), [("404 Not Found", UnknownProductError), ("400 Bad", RestRefusedError)]
-)
-async def test_what_will_not_pass_is_told(status: str, error: type[RestRefusedError]) -> None:
+@pytest.mark.parametrize("status", ["404 Not Found", "400 Bad"])
+async def test_what_will_not_pass_is_told(status: str) -> None:
     async with serving(answer(status, b'{"message":"NotFound"}')) as server, client(server) as rest:
-        with pytest.raises(error, match=r"/products/NO-USD/trades answers HTTP 40\d: .*NotFound"):
+        with pytest.raises(
+            RestRefusedError, match=r"/products/NO-USD/trades answers HTTP 40\d: .*NotFound"
+        ):
             await rest.trades("NO-USD")
     assert len(server.asked) == 1
 
@@ -172,4 +178,10 @@ async def test_one_unreadable_trade_leaves_the_others() -> None:
             trades = await rest.trades("BTC-USD")
 
     assert [trade.payload for trade in trades] == [TRADE]
-    assert [entry["event"] for entry in logs] == ["rest_trade_unreadable"] * 3
+    assert [(entry["event"], entry["trades"]) for entry in logs] == [("rest_trades_unreadable", 3)]
+
+
+def test_a_proxy_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "foo://proxy")
+    with pytest.raises(FatalRestError, match=r"proxy from the environment can't be used.*NO_PROXY"):
+        RestClient("http://127.0.0.1:1")

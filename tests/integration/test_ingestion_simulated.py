@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -210,3 +211,56 @@ async def test_a_trade_whose_frame_postgres_refuses_is_fetched_over_rest(databas
         ("exchange_ws", newest - 1),
         ("exchange_ws", newest),
     ]
+
+
+async def test_a_frame_of_no_product_does_not_keep_gaps_from_being_recorded(database: Any) -> None:
+    def frame(product_id: str, trade_id: int) -> str:
+        return json.dumps({"type": "match", "product_id": product_id, "trade_id": trade_id})
+
+    odd = [frame(name, 7) for name in ("BTC\0USD", "X" * 3000, "btc", "")]
+    script = sends(*(frame("BTC-USD", number) for number in (1, 2)), *odd, frame("BTC-USD", 5))
+    async with market(1) as exchange, scripted(script) as feed:
+        changes = {"coinbase_ws_url": feed.url, "coinbase_rest_url": exchange.rest_url}
+        async with capturing(database, exchange, **changes) as capture:
+            await wait_for(lambda: capture.stats.trades == 7)
+
+    gaps = await fetch(database, "select product_id, first_id, last_id from bronze.trade_gaps")
+    assert ("BTC-USD", 3, 4) in [tuple(row) for row in gaps]
+    assert {row["product_id"] for row in gaps} == {"BTC-USD"}
+
+
+async def test_usdc_products_go_on_under_the_name_that_their_trades_have(database: Any) -> None:
+    changes = {"coinbase_feed": "advanced", "coinbase_products": "BTC-USDC"}
+    async with market(600, speed=1200) as exchange:
+        async with capturing(database, exchange, **changes) as capture:
+            await wait_for(lambda: capture.stats.rows > 20)
+        # More than the hundred trades of the next snapshot.
+        newest = exchange.market["BTC-USD"].last_trade_id(exchange.market_time)
+        await wait_for(
+            lambda: exchange.market["BTC-USD"].last_trade_id(exchange.market_time) > newest + 300
+        )
+        async with capturing(database, exchange, **changes) as capture:
+            await wait_for(lambda: capture.stats.repaired > 100)
+            assert set(exchange.status().trades) == {"BTC-USD"}
+
+
+async def test_a_product_listed_meanwhile_is_followed_from_its_first_trade(database: Any) -> None:
+    async with (
+        market(24 * 60, speed=600) as exchange,
+        capturing(database, exchange, coinbase_products="all") as capture,
+    ):
+        await wait_for(lambda: len(exchange.status().trades) >= 12)
+        exchange.list_product(replace(PRODUCTS["BTC-USD"], id="NEW-USD"))
+        await wait_for(lambda: exchange.market["NEW-USD"].last_trade_id(exchange.market_time) > 20)
+        await wait_for(lambda: "NEW-USD" in exchange.status().trades)
+        first = exchange.status().trades["NEW-USD"].first_id
+        await wait_for(lambda: capture.stats.repaired > 0)
+
+    rows = await fetch(
+        database,
+        "select min((payload ->> 'trade_id')::bigint) as first, count(*) as trades "
+        "from bronze.coinbase_trades_raw where product_id = 'NEW-USD' and source = 'rest'",
+    )
+    assert first > 1
+    assert rows[0]["first"] == 1
+    assert rows[0]["trades"] >= first - 1

@@ -37,8 +37,9 @@ comment on column bronze.trade_gaps.product_id is 'Product, for example BTC-USD.
 comment on column bronze.trade_gaps.first_id is 'The first trade id of the gap.';
 comment on column bronze.trade_gaps.last_id is 'The last trade id of the gap.';
 comment on column bronze.trade_gaps.found_by is
-'jump (a trade came whose id skips some), announced (the exchange told of trades that never came, '
-'or that came while neither the database nor the disk had room), or backfill (a user asked).';
+'jump (a trade came whose id skips some, also those of a time without an ingester), '
+'announced (the exchange told of trades that never came, or that came while neither the database '
+'nor the disk had room), or backfill (a user asked).';
 comment on column bronze.trade_gaps.found_at is 'When it was found, by the clock of the database.';
 comment on column bronze.trade_gaps.missing is
 'The ids that are missing still; [4,7) holds 4, 5 and 6.';
