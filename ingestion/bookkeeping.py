@@ -72,8 +72,6 @@ class Bookkeeper:
         news = set(products) - self._known
         self._known |= news
         self._to_resume |= news
-        # A feed may never say what is newest: of a product that was delisted meanwhile, say.
-        self.check(news)
 
     def begin(self, products: Iterable[str]) -> None:
         """Follow products that were listed a moment ago, from their first trade on."""
@@ -163,6 +161,8 @@ class Bookkeeper:
             self._gaps.add(product_id, time.monotonic())
             log.info("resumed", product_id=product_id, after=left.covered[-1].last)
         self._listed -= left_off.keys()
+        # The feed may never tell: a product may have been delisted meanwhile.
+        self.check(left_off)
 
     async def _begin_listed(self) -> None:
         """Look for the trades that a product made between its listing and its first frame."""

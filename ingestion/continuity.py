@@ -93,6 +93,10 @@ class TradeIdTracker:
             product.highest = trade_id
             return False
         if trade_id < expected:
+            if product.highest < product.first:
+                # Nothing was seen yet, only announced: tracking begins with this trade.
+                product.first = product.highest = trade_id
+                return product.announced > trade_id
             product.fill(trade_id)
             return False
         if not product.believes(trade_id):

@@ -345,8 +345,11 @@ class World:
                         if held == told.count:
                             del lacking[product_id]
         except TimeoutError:
+            gaps = await self.fetch("select * from bronze.trade_gaps where status <> 'repaired'")
+            coverage = await self.fetch("select * from bronze.trade_coverage")
             raise AssertionError(
-                f"bronze lacks so many trades, and gets no more: {lacking}"
+                f"bronze lacks so many trades, and gets no more: {lacking} of {offered}; "
+                f"gaps {gaps}; coverage {coverage}"
             ) from None
 
     def _offered_trades(self) -> int:

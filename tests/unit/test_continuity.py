@@ -79,7 +79,13 @@ def test_missing_with_heartbeats_is_what_was_announced_or_passed_and_not_seen(
         assert tracker.missing(BTC) == []
         assert tracker.last_missing(BTC) is None
         return
-    (_, first), top = events[0], max(number for _, number in events)
+    (began, first), top = events[0], max(number for _, number in events)
+    # A heartbeat begins behind itself, unless the first trade to come is from before it.
+    if not began and trades:
+        at = next(at for at, (is_trade, _) in enumerate(events) if is_trade)
+        earliest = events[at][1]
+        if earliest <= max(number for _, number in events[:at]):
+            first = min(first, earliest)
     missing = set(range(first + 1, top + 1)) - trades
     assert ids(tracker.missing(BTC)) == missing
     assert tracker.missing_trades() == {BTC: len(missing)}
@@ -198,6 +204,16 @@ def test_a_trade_announced_before_any_was_seen_is_not_accounted_for() -> None:
     assert tracker.observe(BTC, 12)
     assert tracker.missing(BTC) == [IdRange(11, 11)]
     assert tracker.accounted_for() == {BTC: [IdRange(12, 12)]}
+
+
+def test_a_trade_below_the_first_announced_one_begins_the_tracking() -> None:
+    tracker = TradeIdTracker()
+    tracker.announce(BTC, 20)
+
+    assert tracker.observe(BTC, 10)
+    tracker.observe(BTC, 12)
+    assert tracker.missing(BTC) == [IdRange(11, 11), IdRange(13, 20)]
+    assert tracker.accounted_for() == {BTC: [IdRange(10, 10), IdRange(12, 12)]}
 
 
 def test_a_tail_that_is_forgotten_is_no_jump_for_the_next_trade() -> None:
