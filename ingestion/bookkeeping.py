@@ -94,11 +94,12 @@ class Bookkeeper:
 
         What is missing now comes no more: it is a gap without any grace.
         """
+        await self._resume()
         for product_id in self._tracker.missing_trades():
             missing = self._tracker.missing(product_id)
             if missing:
                 await self._record(product_id, missing)
-        await self._ledger.cover(self._tracker.accounted_for(), await self._ledger.last_bronze_id())
+        await self._ledger.cover(self._accounted_for(), await self._ledger.last_bronze_id())
 
     async def _every(self, seconds: float, step: Callable[[], Awaitable[None]]) -> None:
         away = False
@@ -162,11 +163,11 @@ class Bookkeeper:
         self._open = await self._ledger.open_trades()
         # In this order: what comes after the snapshot gets higher ids.
         bronze_id = await self._ledger.last_bronze_id()
-        accounted_for, taken = self._tracker.accounted_for(), self._writer.taken
+        accounted_for, taken = self._accounted_for(), self._writer.taken
         while self._writer.done < taken:  # noqa: ASYNC110  (seldom, and no hurry)
             await asyncio.sleep(0.1)
         # Some of them may have been refused since.
-        now = self._tracker.accounted_for()
+        now = self._accounted_for()
         news = {
             product_id: intersect(ranges, now[product_id])
             for product_id, ranges in accounted_for.items()
@@ -175,6 +176,14 @@ class Bookkeeper:
         if news:
             await self._ledger.cover(news, bronze_id)
             self._covered |= {product_id: accounted_for[product_id] for product_id in news}
+
+    def _accounted_for(self) -> dict[str, list[IdRange]]:
+        """Return what is accounted for of the products whose earlier runs are known.
+
+        Of the others it would hide what an earlier run left behind.
+        """
+        accounted_for = self._tracker.accounted_for()
+        return {name: ids for name, ids in accounted_for.items() if name not in self._to_resume}
 
     async def _check_ids(self) -> None:
         while self._to_check:
