@@ -61,6 +61,7 @@ class Bookkeeper:
         self._all_products = all_products
         self._known: set[str] = set()
         self._to_resume: set[str] = set()
+        self._resumed: set[str] = set()
         self._to_check: deque[str] = deque()
         self._listed: set[str] = set()
         self._covered: dict[str, list[IdRange]] = {}
@@ -110,9 +111,8 @@ class Bookkeeper:
 
         What is missing now comes no more: it is a gap without any grace.
         """
-        # Where earlier runs left off was not read yet, nothing says how far bronze was read back.
-        bronze_id = 0 if self._to_resume else await self._ledger.last_bronze_id()
-        await self._ledger.cover(self._tracker.accounted_for(), bronze_id)
+        await self._resume()
+        await self._ledger.cover(self._accounted_for(), await self._ledger.last_bronze_id())
         for product_id in self._tracker.missing_trades():
             missing = self._tracker.missing(product_id)
             if missing:
@@ -134,8 +134,9 @@ class Bookkeeper:
     async def _keep_gaps(self) -> None:
         accounted_for = self._tracker.accounted_for()
         for product_id, missing in self._gaps.standing(time.monotonic()).items():
-            # Its trades first: what coverage begins with, everything before it is history.
-            if product_id in self._covered or product_id not in accounted_for:
+            # Its trades first: what lies before the first id that is covered is history.
+            seen = product_id in accounted_for
+            if product_id in (self._covered if seen else self._resumed):
                 await self._record(product_id, missing)
         if self._open:
             self._open = await self._ledger.open_trades()
@@ -154,13 +155,13 @@ class Bookkeeper:
         products = sorted(self._to_resume)
         left_off = await self._ledger.left_off(products)
         self._to_resume.difference_update(products)
+        self._resumed.update(products)
         for product_id, left in left_off.items():
             self._tracker.resume(product_id, left.covered)
             for trade_id in left.came_since:
                 self._tracker.observe(product_id, trade_id)
             self._gaps.add(product_id, time.monotonic())
             log.info("resumed", product_id=product_id, after=left.covered[-1].last)
-        self._listed -= left_off.keys()
         # The feed may never tell: a product may have been delisted meanwhile.
         self.check(left_off)
 
@@ -202,12 +203,12 @@ class Bookkeeper:
         # Another ingester may have found some.
         self._open = await self._ledger.open_trades()
         # In this order: what comes after the snapshot gets higher ids.
-        bronze_id = 0 if self._to_resume else await self._ledger.last_bronze_id()
-        accounted_for, taken = self._tracker.accounted_for(), self._writer.taken
+        bronze_id = await self._ledger.last_bronze_id()
+        accounted_for, taken = self._accounted_for(), self._writer.taken
         while self._writer.done < taken:  # noqa: ASYNC110  (seldom, and no hurry)
             await asyncio.sleep(0.1)
         # Some of them may have been refused since.
-        now = self._tracker.accounted_for()
+        now = self._accounted_for()
         news = {
             product_id: intersect(ranges, now[product_id])
             for product_id, ranges in accounted_for.items()
@@ -216,6 +217,14 @@ class Bookkeeper:
         if news:
             await self._ledger.cover(news, bronze_id)
             self._covered |= {product_id: accounted_for[product_id] for product_id in news}
+
+    def _accounted_for(self) -> dict[str, list[IdRange]]:
+        """Return what is accounted for of the products whose earlier runs are known.
+
+        Of the others it would hide what an earlier run left behind.
+        """
+        accounted_for = self._tracker.accounted_for()
+        return {name: ids for name, ids in accounted_for.items() if name in self._resumed}
 
     async def _check_ids(self) -> None:
         await self._begin_listed()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,11 +14,14 @@ import asyncpg
 import pytest
 
 from ingestion.backfill import Backfill, Request
+from ingestion.bookkeeping import Bookkeeper
+from ingestion.bronze import BronzeWriter
 from ingestion.coinbase.rest import RestClient
-from ingestion.continuity import IdRange
+from ingestion.continuity import GapWatch, IdRange, TradeIdTracker
 from ingestion.errors import BackfillError, LedgerAwayError
 from ingestion.gaps import GapLedger
 from ingestion.repair import Repairer
+from ingestion.spool import Spool
 from simulator.exchange import Exchange, ExchangeConfig
 from simulator.market import Market, micros
 from tests.integration.test_ingestion_rest import answer
@@ -161,17 +165,22 @@ async def test_a_new_run_learns_where_the_last_one_left_off(ledger: GapLedger, a
     assert (await ledger.left_off([BTC]))[BTC].came_since == []
 
 
-async def test_a_run_killed_before_it_wrote_coverage_is_read_back(
-    ledger: GapLedger, admin: Any
-) -> None:
-    await ledger.cover({"ETH-USD": [IdRange(1, 9)]}, bronze_id=0)
-    await admin.execute(
+async def receive(admin: Any, *trade_ids: int) -> None:
+    await admin.fetch(
         "insert into bronze.coinbase_trades_raw "
         "(received_at, source, channel, session_id, product_id, payload) "
         "select now(), 'exchange_ws', 'c', gen_random_uuid(), 'BTC-USD', "
         "jsonb_build_object('trade_id', trade_id) "
-        "from unnest(array[21, 22, 25, 24]) as trade_id"
+        "from unnest($1::int[]) as trade_id",
+        trade_ids,
     )
+
+
+async def test_a_run_killed_before_it_wrote_coverage_is_read_back(
+    ledger: GapLedger, admin: Any
+) -> None:
+    await ledger.cover({"ETH-USD": [IdRange(1, 9)]}, bronze_id=0)
+    await receive(admin, 21, 22, 25, 24)
 
     left_off = await ledger.left_off([BTC, "ETH-USD", "NEW-USD"])
 
@@ -179,6 +188,35 @@ async def test_a_run_killed_before_it_wrote_coverage_is_read_back(
         BTC: [IdRange(21, 22), IdRange(24, 25)],
         "ETH-USD": [IdRange(1, 9)],
     }
+
+
+async def test_coverage_hides_nothing_that_an_earlier_run_left_behind(
+    ledger: GapLedger, database: Any, admin: Any, tmp_path: Path
+) -> None:
+    await receive(admin, 21, 22)
+    tracker = TradeIdTracker()
+    tracker.observe(BTC, 30)
+    books = Bookkeeper(
+        tracker,
+        GapWatch(tracker, grace=5),
+        BronzeWriter(
+            lambda: database.connect("medallion_ingest"),
+            Spool(tmp_path, 10**6),
+            batch_size=10,
+            flush_interval=0.1,
+            max_buffered=10,
+        ),
+        ledger,
+        RestClient("http://127.0.0.1:1"),
+        lambda: None,
+    )
+    books.follow([BTC])
+
+    await books._keep_coverage()
+    await books.close()
+
+    assert [row[:3] for row in await gaps(admin)] == [(23, 29, "jump")]
+    assert await coverage(admin) == "{[21,31)}"
 
 
 async def test_a_ledger_that_is_away_says_so_and_comes_back(database: Any) -> None:
