@@ -209,6 +209,7 @@ async def test_coverage_hides_nothing_that_an_earlier_run_left_behind(
         ledger,
         RestClient("http://127.0.0.1:1"),
         lambda: None,
+        all_products=False,
     )
     books.follow([BTC])
 
