@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 
 from ingestion.settings import IngestionSettings
+from medallion.dbt import install_packages
 from warehouse.embedded import BINARIES, EmbeddedServer
 from warehouse.migrate import migrate
 from warehouse.settings import ConnectionInfo, Role, WarehouseSettings
@@ -29,6 +30,12 @@ TEMPLATE = "medallion_template"
 ROLE_NAMES = {"medallion_owner": Role.ADMIN, "postgres": Role.ADMIN} | {
     role.value: role for role in Role
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put dbt's packages in place once, ahead of the workers that read them."""
+    if not hasattr(config, "workerinput"):
+        install_packages()
 
 
 @pytest.fixture(scope="session", autouse=True)

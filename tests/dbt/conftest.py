@@ -14,7 +14,6 @@ import pytest
 from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
 
-from medallion.dbt import install_packages
 from tests.conftest import ROOT, Database, Server
 from warehouse.settings import ConnectionInfo
 
@@ -45,7 +44,6 @@ class Dbt:
     """Runs dbt in this process; the manifest is parsed once."""
 
     def __init__(self, server: Server, target: Path) -> None:
-        install_packages()
         database = Database(server.settings.model_copy(update={"pgdatabase": "crypto_dw"}))
         connection = database.info("medallion_transform")
         self.target = target

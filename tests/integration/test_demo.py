@@ -11,18 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from medallion.dbt import install_packages
 from simulator.market import Market
 from tests.conftest import ROOT, Database
 
 pytestmark = pytest.mark.postgres18_only
 
 PRODUCTS = ("BONK-USD", "PEPE-USD")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _packages() -> None:
-    install_packages()
 
 
 def demo(database: Database, *arguments: str) -> subprocess.CompletedProcess[str]:
