@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 
 from ingestion.settings import IngestionSettings
+from orchestration.settings import OrchestrationSettings
 from warehouse.embedded import BINARIES, EmbeddedServer
 from warehouse.migrate import migrate
 from warehouse.settings import ConnectionInfo, Role, WarehouseSettings
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEM_BINARIES = Path("/usr/lib/postgresql/15/bin")
 TEMPLATE = "medallion_template"
+SETTINGS = (WarehouseSettings, IngestionSettings, OrchestrationSettings)
 ROLE_NAMES = {"medallion_owner": Role.ADMIN, "postgres": Role.ADMIN} | {
     role.value: role for role in Role
 }
@@ -35,12 +37,12 @@ ROLE_NAMES = {"medallion_owner": Role.ADMIN, "postgres": Role.ADMIN} | {
 def _no_settings_from_outside() -> Iterator[None]:
     """Keep the developer's own environment and `.env` out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        ours = {*WarehouseSettings.model_fields, *IngestionSettings.model_fields}
+        ours = {name for kind in SETTINGS for name in kind.model_fields}
         for name in list(os.environ):
             if name.startswith("PG") or name.lower() in ours:
                 patch.delenv(name)
-        patch.setitem(WarehouseSettings.model_config, "env_file", None)
-        patch.setitem(IngestionSettings.model_config, "env_file", None)
+        for kind in SETTINGS:
+            patch.setitem(kind.model_config, "env_file", None)
         yield
 
 

@@ -1,0 +1,13 @@
+"""All that Dagster knows: `dagster dev -m orchestration.definitions`, or `medallion dagster`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Load each domain's folder."""
+    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)

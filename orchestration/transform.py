@@ -1,0 +1,228 @@
+"""The continuous transform: one dbt that stays in memory, and builds when bronze has news.
+
+A dbt process of its own takes 6 to 8 s to start, a Dagster run 30 to 50 s; a kept one takes 1 to
+2 s for the whole build.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+import dagster as dg
+import structlog
+from dagster_dbt.core.dbt_cli_event import DbtCoreCliEventMessage
+from dbt.artifacts.schemas.run import RunExecutionResult
+from dbt.cli.main import dbtRunner
+from dbt.contracts.graph.manifest import Manifest
+from dbt_common.events.base_types import EventMsg
+from dbt_common.events.functions import msg_to_dict
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestration.bronze import Connection, look_at
+from orchestration.project import DBT_PROJECT, connected, translator
+from warehouse.settings import ConnectionInfo, WarehouseError
+
+log = structlog.get_logger(__name__)
+
+TARGET: Final = DBT_PROJECT / "target" / "transform"
+AGAIN_SECONDS: Final = 600.0
+"""A verdict that stays the same is told so often: the UI shows how old it is."""
+RETRY_SECONDS: Final = 30.0
+"""A build that failed is tried again after so long, where nothing new comes before."""
+FIRST_RETRY_SECONDS: Final = 0.5
+LONGEST_RETRY_SECONDS: Final = 10.0
+LOOK_SECONDS: Final = 30.0
+"""A look that takes longer has lost its connection."""
+FAILED: Final = frozenset({"error", "fail", "runtime error"})
+
+Told: TypeAlias = dg.AssetMaterialization | dg.AssetCheckEvaluation | dg.AssetObservation
+# Once it has begun, whatever PostgreSQL says may pass: a restart, a migration, new passwords.
+_AWAY: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What one build did: what Dagster is told of it, and what failed."""
+
+    seconds: float
+    events: list[Told]
+    failures: list[str]
+
+
+class Builder:
+    """Runs `dbt build` in this process; the project is read once.
+
+    Raises:
+        WarehouseError: the project is wrong.
+
+    """
+
+    def __init__(self, connection: ConnectionInfo) -> None:
+        self._connection = connection
+        self._options = [
+            *("--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)),
+            *("--target-path", str(TARGET), "--log-path", str(TARGET)),
+        ]
+        with connected(connection):
+            # Not in part: of a changed test, dbt would forget what its YAML says.
+            parsed = dbtRunner().invoke(
+                ["--quiet", "--no-partial-parse", "parse", *self._options],
+            )
+        if not isinstance(parsed.result, Manifest):
+            raise WarehouseError(f"dbt can't read its project: {parsed.exception}")
+        self._events: list[dict[str, Any]] = []
+        self._runner = dbtRunner(manifest=parsed.result, callbacks=[self._note])
+        self._manifest = parsed.result.writable_manifest().to_dict(omit_none=False)
+
+    def _note(self, event: EventMsg) -> None:
+        if event.info.name in {"LogModelResult", "LogTestResult"}:
+            self._events.append(msg_to_dict(event))
+
+    def build(self) -> Built:
+        """Build every model, and run the checks that read what is new."""
+        began = time.monotonic()
+        self._events.clear()
+        with connected(self._connection):
+            ended = self._runner.invoke(["--quiet", "build", *self._options])
+        seconds = time.monotonic() - began
+        events = [told for event in self._events for told in self._told(event)]
+        if not isinstance(ended.result, RunExecutionResult):
+            return Built(seconds, events, [str(ended.exception)])
+        failures = [
+            f"{result.node.name}: {result.message}"
+            for result in ended.result.results
+            if result.status in FAILED
+        ]
+        return Built(seconds, events, failures)
+
+    def _told(self, event: dict[str, Any]) -> Iterator[Told]:
+        """Translate as dagster-dbt does for runs of Dagster: the UI shows both alike."""
+        message = DbtCoreCliEventMessage(raw_event=event, event_history_metadata={})
+        for told in message.to_default_asset_events(self._manifest, translator):
+            assert isinstance(told, Told)  # noqa: S101  (Output is for runs)
+            yield told
+
+
+class Reporter:
+    """Tells Dagster what was built and checked, without a run.
+
+    Each event costs it some 20 ms, so a verdict is told when it changes, and again now and then.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._verdicts: dict[dg.AssetCheckKey, tuple[bool, dg.AssetCheckSeverity, float]] = {}
+
+    def report(self, events: list[Told]) -> None:
+        """Tell what is news. Where Dagster's storage is away, it hears of the next build."""
+        try:
+            for event in events:
+                if isinstance(event, dg.AssetCheckEvaluation):
+                    self._verdict(event)
+                else:
+                    self._instance.report_runless_asset_event(event)
+        except SQLAlchemyError as error:
+            log.warning("dagster_not_told", error=str(error))
+
+    def _verdict(self, check: dg.AssetCheckEvaluation) -> None:
+        passed, severity, told_at = self._verdicts.get(
+            check.asset_check_key, (None, None, -AGAIN_SECONDS)
+        )
+        now = time.monotonic()
+        if (passed, severity) == (check.passed, check.severity) and now - told_at < AGAIN_SECONDS:
+            return
+        self._instance.report_runless_asset_event(check)
+        self._verdicts[check.asset_check_key] = check.passed, check.severity, now
+
+
+class Transform:
+    """Builds when bronze has something new, until it is stopped.
+
+    Args:
+        connection: the database, as the role that owns silver and gold.
+        instance: is told what was built and checked.
+        every: seconds from the beginning of a build to that of the next.
+
+    """
+
+    def __init__(
+        self, connection: ConnectionInfo, instance: dg.DagsterInstance, every: float
+    ) -> None:
+        self._info = connection
+        self._reporter = Reporter(instance)
+        self._every = every
+        self._stop = asyncio.Event()
+        self._connection: Connection | None = None
+        self._retry_at = 0.0
+        """When to build even if nothing is new: at the start, and after a failure."""
+        self.builds = 0
+
+    def stop(self) -> None:
+        """Stop; a build that is under way ends first."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Build until `stop` is called.
+
+        Raises:
+            WarehouseError: at the start there is no database, or the project is wrong.
+
+        """
+        # What can't pass, such as a wrong password, is told at once.
+        self._connection = await self._info.connect()
+        try:
+            await look_at(self._connection)
+            builder = await asyncio.to_thread(Builder, self._info)
+            log.info("transforming", every=self._every)
+            failures = 0
+            while not self._stop.is_set():
+                began = time.monotonic()
+                try:
+                    if await self._is_due():
+                        await self._build(builder)
+                    failures = 0
+                    wait = began + self._every - time.monotonic()
+                except _AWAY as error:
+                    wait = min(FIRST_RETRY_SECONDS * 2**failures, LONGEST_RETRY_SECONDS)
+                    failures = min(failures + 1, 16)
+                    self._disconnect()
+                    reason = str(error) or type(error).__name__
+                    log.warning("database_away", error=reason, retry_in=wait)
+                await self._sleep(wait)
+        finally:
+            self._disconnect()
+        log.info("transform_stopped", builds=self.builds)
+
+    async def _is_due(self) -> bool:
+        async with asyncio.timeout(LOOK_SECONDS):
+            if self._connection is None:
+                self._connection = await self._info.open()
+                log.info("database_back")
+            bronze = await look_at(self._connection)
+        return bronze.lag > 0 or time.monotonic() >= self._retry_at
+
+    async def _build(self, builder: Builder) -> None:
+        built = await asyncio.to_thread(builder.build)
+        self.builds += 1
+        self._retry_at = time.monotonic() + RETRY_SECONDS if built.failures else float("inf")
+        if built.failures:
+            log.error("build_failed", failures=built.failures, seconds=round(built.seconds, 2))
+        else:
+            log.info("built", seconds=round(built.seconds, 2))
+        await asyncio.to_thread(self._reporter.report, built.events)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0)):
+                await self._stop.wait()
