@@ -277,8 +277,11 @@ def dagster(
     _install_packages()
     prepare_home()
     command = Path(sys.executable).with_name("dagster")
-    arguments = ["dev", "-m", "orchestration.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    arguments = ["dev", "--host", "127.0.0.1", "--port", str(port)]
+    # Its pyproject.toml says what to load.
     os.chdir(PROJECT_ROOT)
+    # Dagster takes SIGTERM for SIGINT, which a shell has its background jobs ignore.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # In place of this process: what stops this one stops it.
     os.execv(command, [str(command), *arguments])  # noqa: S606  (no shell is what is wanted)
 

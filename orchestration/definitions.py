@@ -1,4 +1,4 @@
-"""All that Dagster knows: `dagster dev -m orchestration.definitions`, or `medallion dagster`."""
+"""All that Dagster knows: `medallion dagster` loads it."""
 
 from __future__ import annotations
 
