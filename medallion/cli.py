@@ -245,19 +245,16 @@ def transform(
     Dagster is told of each build. Ctrl-C lets a build that is under way end.
     """
     seconds = _seconds(every)
-    # --help is quick; each of these takes seconds to import.
-    from dagster import DagsterInstance  # noqa: PLC0415
-
-    from ingestion.capture import stop_on_signals  # noqa: PLC0415
+    from ingestion.capture import stop_on_signals  # noqa: PLC0415  (--help is quick)
     from orchestration.settings import prepare_home  # noqa: PLC0415
-    from orchestration.transform import Transform  # noqa: PLC0415
+    from orchestration.transform import Transform, open_instance  # noqa: PLC0415
 
     connection = WarehouseSettings().connection(Role.TRANSFORM)
     _install_packages()
     prepare_home()
 
     async def run() -> None:
-        with DagsterInstance.get() as instance:
+        with open_instance() as instance:
             continuous = Transform(connection, instance, seconds)
             with stop_on_signals(continuous.stop):
                 await continuous.run()

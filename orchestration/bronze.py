@@ -13,7 +13,8 @@ from warehouse.settings import ConnectionInfo, WarehouseError
 # A string: the type is generic in the stubs only.
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
-# Rows as PostgreSQL's statistics say: to count them would read all of bronze.
+# Rows as PostgreSQL's statistics say: to count them would read all of bronze. What it counts as it
+# goes is lost in a crash, what it estimates is as old as the last analyze.
 _LOOK = """
 with newest as (
     select bronze_id, received_at from bronze.coinbase_trades_raw order by bronze_id desc limit 1
@@ -36,7 +37,7 @@ last_build as (
 
 select
     (
-        select sum(greatest(reltuples, 0))::bigint from pg_class
+        select sum(greatest(pg_stat_get_live_tuples(oid), reltuples))::bigint from pg_class
         where oid in (
             select inhrelid from pg_inherits
             where inhparent = 'bronze.coinbase_trades_raw'::regclass

@@ -47,6 +47,9 @@ def prepare_home() -> Path:
     if url is not None:
         configuration += POSTGRES_STORAGE
         os.environ["DAGSTER_POSTGRES_URL"] = url.get_secret_value()
-    (home / "dagster.yaml").write_text(configuration)
+    # At one stroke: `medallion transform` and `medallion dagster` may start together.
+    written = home / f"dagster.yaml.{os.getpid()}"
+    written.write_text(configuration)
+    written.replace(home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
     return home

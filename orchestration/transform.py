@@ -18,6 +18,7 @@ import asyncpg
 import dagster as dg
 import structlog
 from dagster_dbt.core.dbt_cli_event import DbtCoreCliEventMessage
+from dagster_postgres.utils import DagsterPostgresException
 from dbt.artifacts.schemas.run import RunExecutionResult
 from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
@@ -48,6 +49,25 @@ FAILED: Final = frozenset({"error", "fail", "runtime error"})
 Told: TypeAlias = dg.AssetMaterialization | dg.AssetCheckEvaluation | dg.AssetObservation
 # Once it has begun, whatever PostgreSQL says may pass: a restart, a migration, new passwords.
 _AWAY: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# Of SQLite and of PostgreSQL.
+_STORAGE_AWAY: Final = (SQLAlchemyError, DagsterPostgresException)
+
+
+def open_instance() -> dg.DagsterInstance:
+    """Open what DAGSTER_HOME leads to.
+
+    Raises:
+        WarehouseError: its storage can't be reached.
+
+    """
+    try:
+        return dg.DagsterInstance.get()
+    except _STORAGE_AWAY as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise WarehouseError(
+            f"What Dagster remembers can't be reached ({reason}). Correct DAGSTER_POSTGRES_URL, or "
+            "unset it to use files."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -140,17 +160,17 @@ class Reporter:
             if isinstance(event, dg.AssetMaterialization):
                 self._keep(event)
         try:
+            for key, written in list(self._untold.items()):
+                if now - self._told_at.get(key, -ASSET_SECONDS) >= ASSET_SECONDS:
+                    self._instance.report_runless_asset_event(written)
+                    self._told_at[key] = now
+                    del self._untold[key]
             for event in events:
                 if isinstance(event, dg.AssetCheckEvaluation):
                     self._verdict(event, now)
                 elif isinstance(event, dg.AssetObservation):
                     self._instance.report_runless_asset_event(event)
-            for key, event in list(self._untold.items()):
-                if now - self._told_at.get(key, -ASSET_SECONDS) >= ASSET_SECONDS:
-                    self._instance.report_runless_asset_event(event)
-                    self._told_at[key] = now
-                    del self._untold[key]
-        except SQLAlchemyError as error:
+        except _STORAGE_AWAY as error:
             log.warning("dagster_not_told", error=str(error))
 
     def _keep(self, event: dg.AssetMaterialization) -> None:
@@ -192,6 +212,9 @@ class Transform:
         self._info = connection
         self._reporter = Reporter(instance)
         self._every = every
+        self._untold: list[Told] = []
+        self._reporting: asyncio.Future[None] = asyncio.Future()
+        self._reporting.set_result(None)
         self._stop = asyncio.Event()
         self._connection: Connection | None = None
         self._retry_at = 0.0
@@ -219,9 +242,10 @@ class Transform:
             while not self._stop.is_set():
                 began = time.monotonic()
                 try:
-                    events = await self._build(builder) if await self._is_due() else []
+                    if await self._is_due():
+                        self._untold += await self._build(builder)
                     failures = 0
-                    await asyncio.to_thread(self._reporter.report, events, time.monotonic())
+                    self._report(time.monotonic())
                     wait = began + self._every - time.monotonic()
                 except _AWAY as error:
                     wait = min(FIRST_RETRY_SECONDS * 2**failures, LONGEST_RETRY_SECONDS)
@@ -232,7 +256,9 @@ class Transform:
                 await self._sleep(wait)
         finally:
             self._disconnect()
-        await asyncio.to_thread(self._reporter.report, [], math.inf)
+        await self._reporting
+        self._report(math.inf)
+        await self._reporting
         log.info("transform_stopped", builds=self.builds)
 
     async def _is_due(self) -> bool:
@@ -252,6 +278,15 @@ class Transform:
         else:
             log.info("built", seconds=round(built.seconds, 2))
         return built.events
+
+    def _report(self, now: float) -> None:
+        """Tell Dagster beside the next build: where its storage is away, that takes a while."""
+        if self._reporting.done():
+            self._reporting.result()
+            events, self._untold = self._untold, []
+            self._reporting = asyncio.ensure_future(
+                asyncio.to_thread(self._reporter.report, events, now)
+            )
 
     def _disconnect(self) -> None:
         if self._connection is not None:
