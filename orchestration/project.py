@@ -43,6 +43,18 @@ class MarketTranslator(DagsterDbtTranslator):
             return "bronze"
         return str(dbt_resource_props["fqn"][1])
 
+    def get_asset_check_spec(
+        self,
+        asset_spec: dg.AssetSpec,
+        manifest: Mapping[str, Any],
+        unique_id: str,
+        project: DbtProject | None,
+    ) -> dg.AssetCheckSpec | None:
+        """Describe a check as its YAML does; dagster-dbt looks elsewhere."""
+        spec = super().get_asset_check_spec(asset_spec, manifest, unique_id, project)
+        description = self.get_resource_props(manifest, unique_id)["description"]
+        return spec._replace(description=description) if spec else None
+
 
 translator: Final = MarketTranslator()
 

@@ -57,6 +57,13 @@ def test_every_check_of_dbt_is_a_check_of_an_asset(graph: Any) -> None:
     assert {key.name for key in graph.asset_check_keys} == tests
 
 
+def test_checks_say_what_they_check(definitions: dg.Definitions) -> None:
+    models = definitions.resolve_assets_def(dg.AssetKey(["gold", "ohlc_1m"]))
+    described = {spec.name: spec.description for spec in models.check_specs}
+    assert described["ohlc_1m_no_duplicates"] == "A product has one candle a minute."
+    assert all(described.values())
+
+
 def test_tables_have_their_columns_described(graph: Any) -> None:
     schema = graph.get(dg.AssetKey(["gold", "ohlc_1m"])).metadata["dagster/column_schema"]
     types = {column.name: column.type for column in schema.columns}

@@ -78,9 +78,11 @@ def test_frames_that_came_are_told_with_how_bronze_stands(tick: Any, house: Lake
     house.record_gap("{[3,5)}")
     house.database.execute("analyze bronze.coinbase_trades_raw")
     first = tick("bronze_watch")
-    [told] = first.asset_events
+    observed, told = first.asset_events
+    assert isinstance(observed, dg.AssetObservation)
     assert isinstance(told, dg.AssetMaterialization)
-    assert told.asset_key == BRONZE
+    assert observed.asset_key == told.asset_key == BRONZE
+    assert observed.metadata == told.metadata
     metadata = {name: entry.value for name, entry in told.metadata.items()}
     newest = house.one(
         "select extract(epoch from max(received_at))::float8 as at from bronze.coinbase_trades_raw"

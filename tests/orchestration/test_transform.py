@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import dagster as dg
 import pytest
 import structlog
 
+from orchestration.bronze import look_at_bronze
 from orchestration.transform import AGAIN_SECONDS, ASSET_SECONDS, Reporter
 from tests.conftest import Command, Database, Server
 from tests.dbt.conftest import Lakehouse, match
+from warehouse.settings import WarehouseError
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -130,11 +133,7 @@ def test_an_interval_that_is_none_exits_with_2(
     assert told in command.said
 
 
-def test_a_database_that_is_not_migrated_exits_with_2(
-    database: Database, medallion: Callable[..., Any]
-) -> None:
+def test_a_database_that_is_not_migrated_is_told_how_to_become_it(database: Database) -> None:
     database.execute("drop schema ops cascade")
-    with medallion("transform", **database.environment()) as command:
-        assert command.end() == 2
-    assert "Run `medallion migrate`." in command.said
-    assert "Traceback" not in command.said
+    with pytest.raises(WarehouseError, match="Run `medallion migrate`"):
+        asyncio.run(look_at_bronze(database.info("medallion_transform")))
