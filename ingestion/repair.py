@@ -75,7 +75,7 @@ class Repairer:
         while True:
             self._wake.clear()
             try:
-                more = await self._fill_what_is_due()
+                more = await self.fill_what_is_due()
             except ExceptionGroup as group:
                 away, others = group.split(LedgerAwayError)
                 if others is not None or away is None:
@@ -92,7 +92,7 @@ class Repairer:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._wake.wait()
 
-    async def _fill_what_is_due(self) -> bool:
+    async def fill_what_is_due(self) -> bool:
         """Give each product a turn; return whether any trades came, so that more may follow."""
         turns = asyncio.Semaphore(PRODUCTS_AT_ONCE)
         came = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from ingestion.errors import (
 from ingestion.settings import IngestionSettings, explain
 from medallion.errors import FailedError
 from medallion.logs import log_to
+from orchestration.settings import OrchestrationSettings
 from warehouse.settings import PROJECT_ROOT, Role, WarehouseError, WarehouseSettings
 
 SIMULATOR_PORT = 8765
@@ -48,7 +50,11 @@ SOURCES = {
 }
 """Where the feeds of a source are."""
 
-SETTINGS = {**WarehouseSettings.model_fields, **IngestionSettings.model_fields}
+SETTINGS = {
+    **WarehouseSettings.model_fields,
+    **IngestionSettings.model_fields,
+    **OrchestrationSettings.model_fields,
+}
 
 app = typer.Typer(
     help="Crypto trades from Coinbase into PostgreSQL: bronze as received, silver typed and "
@@ -227,6 +233,56 @@ def backfill(
             )
 
     asyncio.run(run())
+
+
+@app.command()
+def transform(
+    every: Annotated[
+        str,
+        typer.Option(help="From the start of a build to that of the next, for example 5s or 1m."),
+    ] = "5s",
+) -> None:
+    """Bring silver and gold up to date whenever bronze has new trades, until stopped.
+
+    Dagster is told of each build. Ctrl-C lets a build that is under way end.
+    """
+    seconds = _seconds(every)
+    from ingestion.capture import stop_on_signals  # noqa: PLC0415  (--help is quick)
+    from orchestration.settings import prepare_home  # noqa: PLC0415
+    from orchestration.transform import Transform, open_instance  # noqa: PLC0415
+
+    connection = WarehouseSettings().connection(Role.TRANSFORM)
+    _install_packages()
+    prepare_home()
+
+    async def run() -> None:
+        with open_instance() as instance:
+            continuous = Transform(connection, instance, seconds)
+            with stop_on_signals(continuous.stop):
+                await continuous.run()
+        errors.print(f"Stopped after {continuous.builds:,} builds.")
+
+    asyncio.run(run())
+
+
+@app.command()
+def dagster(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
+) -> None:
+    """Run Dagster until stopped: its UI, and the daemon that starts what is due."""
+    from orchestration.settings import prepare_home  # noqa: PLC0415  (--help is quick)
+
+    WarehouseSettings().connection(Role.TRANSFORM)
+    _install_packages()
+    prepare_home()
+    command = Path(sys.executable).with_name("dagster")
+    arguments = ["dev", "--host", "127.0.0.1", "--port", str(port)]
+    # Its pyproject.toml says what to load.
+    os.chdir(PROJECT_ROOT)
+    # Dagster takes SIGTERM for SIGINT, which a shell has its background jobs ignore.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # In place of this process: what stops this one stops it.
+    os.execv(command, [str(command), *arguments])  # noqa: S606  (no shell is what is wanted)
 
 
 @app.command()
@@ -413,6 +469,23 @@ def _of_source(source: str | None) -> dict[str, Any]:
     if source is None:
         return {}
     return dict(SOURCES.get(source, {"coinbase_ws_url": source}))
+
+
+def _seconds(text: str) -> float:
+    """Read a duration of seconds or minutes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)", text)
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(
+            f"--every is {text!r}: give seconds or minutes, for example 5s or 1m."
+        )
+    return float(found[1]) * {"s": 1, "m": 60}[found[2]]
+
+
+def _install_packages() -> None:
+    from medallion import dbt  # noqa: PLC0415  (--help is quick)
+
+    if not dbt.packages_are_installed():
+        dbt.deps()
 
 
 def _stop_when_stdin_ends() -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +22,7 @@ import pytest
 
 from ingestion.settings import IngestionSettings
 from medallion.dbt import install_packages
+from orchestration.settings import OrchestrationSettings
 from warehouse.embedded import BINARIES, EmbeddedServer
 from warehouse.migrate import migrate
 from warehouse.settings import ConnectionInfo, Role, WarehouseSettings
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEM_BINARIES = Path("/usr/lib/postgresql/15/bin")
 TEMPLATE = "medallion_template"
+SETTINGS = (WarehouseSettings, IngestionSettings, OrchestrationSettings)
+SECONDS = 60
+"""How long a test waits for anything; a process that is still there then is killed."""
 ROLE_NAMES = {"medallion_owner": Role.ADMIN, "postgres": Role.ADMIN} | {
     role.value: role for role in Role
 }
@@ -42,12 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def _no_settings_from_outside() -> Iterator[None]:
     """Keep the developer's own environment and `.env` out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        ours = {*WarehouseSettings.model_fields, *IngestionSettings.model_fields}
+        ours = {name for kind in SETTINGS for name in kind.model_fields}
         for name in list(os.environ):
             if name.startswith("PG") or name.lower() in ours:
                 patch.delenv(name)
-        patch.setitem(WarehouseSettings.model_config, "env_file", None)
-        patch.setitem(IngestionSettings.model_config, "env_file", None)
+        for kind in SETTINGS:
+            patch.setitem(kind.model_config, "env_file", None)
         yield
 
 
@@ -55,6 +64,63 @@ def _no_settings_from_outside() -> Iterator[None]:
 def _spool_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test, nor any process that it starts, save what waits in another's spool."""
     monkeypatch.setenv("SPOOL_DIR", str(tmp_path / "spool"))
+
+
+@dataclass
+class Command:
+    """A running `medallion` command, and what it has said on standard error."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return " ".join(self.log.read_text().split())
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + SECONDS
+        while not condition():
+            assert self.process.poll() is None, f"ended early: {self.said}"
+            assert time.monotonic() < until, f"waited too long: {self.said}"
+            time.sleep(0.05)
+
+    def wait_for_event(self, name: str, times: int = 1) -> None:
+        self.wait_for(lambda: [e["event"] for e in self.events()].count(name) >= times)
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """Send a signal, if any, and return the exit code."""
+        if number is not None:
+            self.process.send_signal(number)
+        return self.process.wait(SECONDS)
+
+
+@pytest.fixture
+def medallion(tmp_path: Path) -> Callable[..., Any]:
+    """Start commands with the given environment, and nothing of the developer's."""
+
+    @contextmanager
+    def start(*arguments: str, **variables: str) -> Iterator[Command]:
+        kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        log = tmp_path / f"{time.monotonic_ns()}.log"
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "medallion", *arguments],
+                env={**kept, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+            )
+        try:
+            yield Command(process, log)
+        finally:
+            process.kill()
+            process.wait()
+
+    return start
 
 
 @dataclass(frozen=True)

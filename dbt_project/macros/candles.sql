@@ -46,7 +46,7 @@ touched_buckets as (
         product_id,
         {{ bucket_start(part_bucket, interval) }} as {{ bucket }}
     from parts
-    where {{ in_window('bronze_id') }}
+    where {{ is_touched('bronze_id', part_bucket) }}
 ),
 
 -- Joined by equality: a range join is slow on one machine and far slower on a distributed table.

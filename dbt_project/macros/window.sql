@@ -8,6 +8,23 @@
 {%- endmacro %}
 
 
+{# `dbt build -s gold --vars '{rebuild_from: 2026-11-01, rebuild_until: 2026-11-02}'` takes the days
+   between for new, and empties them first. #}
+{% macro is_touched(bronze_id, time) -%}
+    {%- if var('rebuild_from', none) -%}
+        (({{ in_window(bronze_id) }}) or ({{ in_rebuilt_days(time) }}))
+    {%- else -%}
+        {{ in_window(bronze_id) }}
+    {%- endif -%}
+{%- endmacro %}
+
+
+{% macro in_rebuilt_days(time) -%}
+    {{ time }} >= '{{ var("rebuild_from") }} 00:00:00+00'
+    and {{ time }} < '{{ var("rebuild_until") }} 00:00:00+00'
+{%- endmacro %}
+
+
 {% macro open_window() %}
     {% set own = watermark_name(this) %}
     {% set inputs = window_inputs(model.depends_on.nodes) | unique | list %}
@@ -43,6 +60,9 @@
         where
             current_setting('medallion.window_low') = '0'
             and exists (select from ops.model_watermarks where model = '{{ own }}')
+        {%- if var('rebuild_from', none) and this.schema == 'gold' %}
+            or {{ in_rebuilt_days(config.get('unique_key')[1]) }}
+        {%- endif %}
     {%- endif %}
 {% endmacro %}
 

@@ -2,83 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.postgres18_only
-
-SECONDS = 60
-"""How long a test waits for anything; a process that is still there then is killed."""
-
-
-@dataclass
-class Command:
-    """A running `medallion` command, and what it has said on standard error."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def said(self) -> str:
-        return " ".join(self.log.read_text().split())
-
-    def events(self) -> list[dict[str, Any]]:
-        lines = self.log.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        until = time.monotonic() + SECONDS
-        while not condition():
-            assert self.process.poll() is None, f"ended early: {self.said}"
-            assert time.monotonic() < until, f"waited too long: {self.said}"
-            time.sleep(0.05)
-
-    def wait_for_event(self, name: str, times: int = 1) -> None:
-        self.wait_for(lambda: [e["event"] for e in self.events()].count(name) >= times)
-
-    def end(self, number: signal.Signals | None = None) -> int:
-        """Send a signal, if any, and return the exit code."""
-        if number is not None:
-            self.process.send_signal(number)
-        return self.process.wait(SECONDS)
-
-
-@pytest.fixture
-def medallion(tmp_path: Path) -> Callable[..., Any]:
-    """Start commands with the given environment, and nothing of the developer's."""
-
-    @contextmanager
-    def start(*arguments: str, **variables: str) -> Iterator[Command]:
-        kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-        log = tmp_path / f"{time.monotonic_ns()}.log"
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "medallion", *arguments],
-                env={**kept, **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-            )
-        try:
-            yield Command(process, log)
-        finally:
-            process.kill()
-            process.wait()
-
-    return start
 
 
 @pytest.fixture

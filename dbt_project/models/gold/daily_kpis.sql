@@ -13,7 +13,7 @@ candles_5m as (
 
 touched_days as (
     select * from days
-    where {{ in_window('bronze_id') }}
+    where {{ is_touched('bronze_id', 'bucket_1d') }}
 ),
 
 -- By range: a day has up to 288 candles side by side in the index, each dear to look up alone.

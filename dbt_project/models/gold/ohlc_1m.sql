@@ -13,7 +13,7 @@ touched_minutes as (
         product_id,
         trade_minute
     from trades
-    where {{ in_window('bronze_id') }}
+    where {{ is_touched('bronze_id', 'trade_minute') }}
 ),
 
 candles as (

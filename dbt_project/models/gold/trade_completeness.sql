@@ -13,7 +13,7 @@ touched_days as (
         product_id,
         bucket_1d
     from days
-    where {{ in_window('bronze_id') }}
+    where {{ is_touched('bronze_id', 'bucket_1d') }}
 ),
 
 -- A day counts from the last id of the day before, whatever its own trades are.

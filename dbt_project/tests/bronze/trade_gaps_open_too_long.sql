@@ -11,3 +11,6 @@ where
     and found_at < now() - interval '1 hour'
     -- One that waits for a backfill is open because nobody asked for it.
     and next_try_at < 'infinity'
+
+-- Dagster knows a check by a model that it looks at: what is open here is missing there.
+-- depends_on: {{ ref('trade_completeness') }}

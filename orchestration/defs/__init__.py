@@ -1,0 +1,1 @@
+"""One folder per domain. Dagster finds what is in them by itself."""

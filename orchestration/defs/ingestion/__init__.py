@@ -1,0 +1,1 @@
+"""Coinbase and bronze, which Dagster watches and never writes: the ingester is its own service."""
