@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/medallion demo
 
 test: $(VENV)/installed lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 faults: $(VENV)/installed
 	$(BIN)/pytest tests/faults --long
