@@ -181,7 +181,11 @@ def backfill(
         ),
     ] = None,
     since: Annotated[
-        datetime | None, typer.Option(help="In place of --from-id: the first trade's time (UTC).")
+        datetime | None,
+        typer.Option(
+            help="In place of --from-id: the first trade's time (UTC), for example "
+            "2026-11-24T22:00."
+        ),
     ] = None,
     source: Source = None,
 ) -> None:
