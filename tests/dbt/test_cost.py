@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -85,6 +86,7 @@ def test_models_and_checks_read_the_new_rows_alone(lakehouse: Lakehouse, dbt: Db
     lakehouse.receive(*new[:-9])
     lakehouse.receive(advanced_frame(*new[-9:-3]), source="advanced_ws")
     lakehouse.repair(*new[-3:])
+    shutil.rmtree(dbt.target / "compiled")
     build = lakehouse.build("--vars", "{gap_grace_seconds: 0}")
     assert lakehouse.one("select max(trade_id) as id from silver.coinbase_trades")["id"] > TRADES
 
