@@ -326,8 +326,10 @@ class GapLedger:
                 "where product_id = any ($1) and not isempty(ids)",
                 list(products),
             )
-            # A product without news has an older bronze_id than those it was followed with.
-            written = max((row["bronze_id"] for row in rows), default=0)
+            # A product without news has an older bronze_id than those it was followed with; of one
+            # that was never covered, nothing is known but what bronze holds.
+            all_covered = len(rows) == len(set(products))
+            written = max(row["bronze_id"] for row in rows) if rows and all_covered else 0
             begin = max(written, await _last_bronze_id(connection) - READ_BACK_ROWS)
             trades = await connection.fetch(_READ_BACK, begin, list(products))
         covered = {row["product_id"]: _ranges(row["ids"]) for row in rows}

@@ -235,6 +235,7 @@ class Demo:
                         await asyncio.sleep(0.25)
                         show()
                 streamed_for = show()
+                progress.stop_task(task)
                 await self._watch_repair(capture, progress)
         finally:
             capture.stop()
