@@ -240,6 +240,28 @@ def backfill(
 
 
 @app.command()
+def reconcile(source: Source = None) -> None:
+    """Compare candles with the exchange's own: fetch those that have settled, build, and count.
+
+    Where not all trades of a candle are here, it says so instead.
+    """
+    from medallion import dbt  # noqa: PLC0415  (--help is quick)
+    from orchestration.candles import fetch_due_candles, verdicts  # noqa: PLC0415
+
+    settings = IngestionSettings(**_of_source(source))
+    warehouse = WarehouseSettings()
+    connection = warehouse.connection(Role.TRANSFORM)
+    _install_packages()
+    fetched = asyncio.run(fetch_due_candles(warehouse, settings.rest_url))
+    console.print(f"{fetched.answers:,} answers of the exchange, {fetched.refused:,} refused.")
+    failures = dbt.build(connection, lambda _: None)
+    for granularity, verdict, candles in asyncio.run(verdicts(connection)):
+        console.print(f"{granularity}  {verdict:12}{candles:>12,} candles", highlight=False)
+    if failures:
+        raise FailedError("\n".join(failures))
+
+
+@app.command()
 def transform(
     every: Annotated[
         str,
