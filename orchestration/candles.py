@@ -16,8 +16,8 @@ SETTLES_AFTER: Final = 5
 """The newest candles of the exchange lag a few intervals, and are wrong until then (FEED.md)."""
 
 # The blocks of 300 that hold a candle of ours, as far as bronze has no answer for them; and again,
-# after an hour, the candles whose answer is not what our trades say. Candles settle by the clock, and
-# by the market as well: where a recording is replayed, the exchange has no newer ones either.
+# after an hour, the candles whose answer is not what our trades say. They settle by the clock, and
+# by the market: where a recording is replayed, the exchange has no newer ones either.
 _DUE: Final = """
 with ours as (
     select product_id, bucket_1m as bucket, 60 as granularity from gold.ohlc_1m

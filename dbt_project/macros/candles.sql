@@ -37,6 +37,20 @@
 {%- endmacro %}
 
 
+{# Fenced, for else the planner reads all of the candles ahead of the neighbours. #}
+{% macro between_neighbours(row, candles) -%}
+    cross join lateral (
+        select {{ candles }}.* from {{ candles }}
+        where
+            {{ candles }}.product_id = {{ row }}.product_id
+            and {{ candles }}.granularity = {{ row }}.granularity
+            and {{ candles }}.bucket >= coalesce(before.bucket, '-infinity')
+            and {{ candles }}.bucket <= coalesce(behind.bucket, 'infinity')
+        offset 0
+    ) as between_neighbours
+{%- endmacro %}
+
+
 {# Theirs are doubles: from a number to the nearest one, and on to the shortest text that means it, is
    half a unit of its last place each, together 2^-52 of it at most. A sum of doubles is off by no more
    than that again for each one that is added. #}

@@ -25,14 +25,10 @@ touched as (
     {%- if is_incremental() %}
         -- A new candle of ours tells whether those from the one before to the one behind are whole.
         union
-        select theirs.* from ours as new_candle
+        select between_neighbours.*
+        from ours as new_candle
         {{ neighbours('new_candle', 'ours') }}
-        inner join theirs
-            on
-                new_candle.product_id = theirs.product_id
-                and new_candle.granularity = theirs.granularity
-                and coalesce(before.bucket, '-infinity') <= theirs.bucket
-                and coalesce(behind.bucket, 'infinity') >= theirs.bucket
+        {{ between_neighbours('new_candle', 'theirs') }}
         where {{ in_window('new_candle.bronze_id') }}
     {%- endif %}
 ),
@@ -48,10 +44,11 @@ compared as (
             ours.{{ column }} - touched.{{ column }} as {{ column }}_difference,
         {% endfor -%}
         ours.trade_count,
-        coalesce(before.last_trade_id, 0) as last_id_before,
-        ours.first_trade_id,
-        ours.last_trade_id,
-        behind.first_trade_id as first_id_behind,
+        -- No id is missing from the trade before the bucket to the one behind it. Ids count from 1.
+        behind.first_trade_id is not null
+        and greatest(behind.first_trade_id, ours.last_trade_id + 1)
+        - least(coalesce(before.last_trade_id, 0), ours.first_trade_id - 1)
+        - 1 = coalesce(ours.trade_count, 0) as is_whole,
         touched.received_at as asked_at,
         greatest(touched.bronze_id, ours.bronze_id, before.bronze_id, behind.bronze_id) as bronze_id
     from touched
@@ -62,10 +59,6 @@ compared as (
 judged as (
     select
         *,
-        -- No id is missing from the trade before the bucket to the one behind it.
-        first_id_behind is not null
-        and greatest(first_id_behind, last_trade_id + 1)
-        - least(last_id_before, first_trade_id - 1) - 1 = coalesce(trade_count, 0) as is_whole,
         case
             when trade_count is null and exchange_volume is null then 'agrees'
             when trade_count is null then 'only_theirs'
