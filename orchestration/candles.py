@@ -31,7 +31,9 @@ products as (
         granularity,
         length,
         first.bucket as first_bucket,
-        date_bin(length, clock.at - $1 * length, 'epoch') as settled_until
+        greatest(
+            first.bucket, date_bin(length, clock.at - $1 * length, 'epoch')
+        ) as settled_until
     from (select distinct product_id from gold.ohlc_1d) as traded
     cross join (values (60, interval '1 minute'), (3600, interval '1 hour')) as lengths (
         granularity, length
@@ -61,7 +63,6 @@ unanswered as (
     cross join unnest(
         tstzmultirange(tstzrange(first_bucket, settled_until)) - coalesce(buckets, '{}')
     ) as part
-    where first_bucket < settled_until
 ),
 
 blocks as (

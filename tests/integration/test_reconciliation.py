@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -182,3 +183,22 @@ async def test_a_database_without_the_table_is_told(database: Database) -> None:
     await connection.close()
     with pytest.raises(LedgerAwayError, match="run `medallion migrate`"):
         await fetch(database, answer("200 OK", b"[]"))
+
+
+@pytest.mark.postgres18_only
+def test_reconcile_counts_candles_by_their_verdict_and_fails_where_whole_ones_differ(
+    lakehouse: Lakehouse, medallion: Callable[..., Any], unused_tcp_port: int
+) -> None:
+    # The exchange, of which others are the trades, had one in each of these 115 minutes.
+    lakehouse.receive(match(1, at=0), match(2, at=60), match(3, at=3600), match(4, at=7200))
+    assert lakehouse.dbt("run").failed == set()
+    here = lakehouse.database.environment()
+    here["COINBASE_REST_URL"] = f"http://127.0.0.1:{unused_tcp_port}"
+    with medallion("simulate", "--port", str(unused_tcp_port)) as simulator:
+        simulator.wait_for(lambda: "ws://" in simulator.said)
+        with medallion("reconcile", **here) as command:
+            assert command.end() == 1
+    assert "answers of the exchange, 0 refused." in command.said
+    assert "1m differs 3 candles 1m only_theirs 112 candles" in command.said
+    assert f"{CHECK}: Got 115 results" in command.said
+    assert "Traceback" not in command.said
