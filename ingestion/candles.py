@@ -51,6 +51,8 @@ async def fetch_candles(
 ) -> Fetched:
     """Ask the exchange for candles, range by range, and save each answer as it came.
 
+    A product that it refuses once is not asked for again in this run.
+
     Args:
         connect: opens a connection as a role that may write to bronze.
         rest: asks the exchange.
@@ -62,10 +64,13 @@ async def fetch_candles(
     """
     fetched = Fetched()
     session_id = uuid4()
+    unknown: set[str] = set()
     connection: Connection | None = None
     try:
         connection = await open_bronze(connect)
         for each in wanted:
+            if each.product_id in unknown:
+                continue
             try:
                 answer = await rest.candles(
                     each.product_id, each.granularity, each.first, each.last
@@ -73,6 +78,7 @@ async def fetch_candles(
             except RestRefusedError as error:
                 log.warning("candles_refused", product_id=each.product_id, reason=str(error))
                 fetched.refused += 1
+                unknown.add(each.product_id)
                 continue
             if await _save(connection, each, answer, session_id):
                 fetched.answers += 1

@@ -8,6 +8,7 @@ import asyncpg
 
 from ingestion.candles import CandleRange, Fetched, fetch_candles
 from ingestion.coinbase.rest import PAGE_CANDLES, REQUESTS_PER_SECOND, RestClient
+from orchestration.bronze import look_at
 from warehouse.settings import ConnectionInfo, Role, WarehouseSettings
 
 MOST_REQUESTS: Final = 1000
@@ -122,7 +123,7 @@ async def due_candles(connection_info: ConnectionInfo) -> list[CandleRange]:
     """Return what to ask the exchange for now; nothing where gold is not built yet.
 
     Raises:
-        WarehouseError: the database is away.
+        WarehouseError: the database is away, or not migrated.
 
     """
     rows = await _fetch(connection_info, _DUE, SETTLES_AFTER, PAGE_CANDLES, MOST_REQUESTS)
@@ -133,7 +134,7 @@ async def verdicts(connection_info: ConnectionInfo) -> list[tuple[str, str, int]
     """Return granularity, verdict and how many candles have it, as gold was built last.
 
     Raises:
-        WarehouseError: the database is away.
+        WarehouseError: the database is away, or not migrated.
 
     """
     return [(*row,) for row in await _fetch(connection_info, _VERDICTS)]
@@ -143,7 +144,7 @@ async def fetch_due_candles(warehouse: WarehouseSettings, rest_url: str) -> Fetc
     """Ask the exchange for the candles that are due, and save its answers.
 
     Raises:
-        WarehouseError: the database is away.
+        WarehouseError: the database is away, or not migrated.
         LedgerAwayError: it went away meanwhile.
 
     """
@@ -158,10 +159,10 @@ async def _fetch(
 ) -> list[asyncpg.Record]:
     connection = await connection_info.connect()
     try:
-        rows: list[asyncpg.Record] = await connection.fetch(query, *arguments)
-    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-        return []
-    else:
-        return rows
+        # Says so where nothing is migrated.
+        await look_at(connection)
+        if await connection.fetchval("select to_regclass('gold.candle_reconciliation')") is None:
+            return []
+        return await connection.fetch(query, *arguments)
     finally:
         await connection.close()

@@ -177,6 +177,17 @@ async def test_a_bad_answer_does_not_keep_the_others(
     assert [row["frame"] for row in rejected] == set_aside
 
 
+async def test_a_product_that_is_refused_is_asked_for_once(database: Database) -> None:
+    async with (
+        serving(answer("404 Not Found")) as server,
+        RestClient(server.url, requests_per_second=1000) as rest,
+    ):
+        wanted = [ASKED[0], replace(ASKED[0], granularity=3600), ASKED[1]]
+        fetched = await fetch_candles(database.info("medallion_ingest").open, rest, wanted)
+    assert [path.split("/")[2] for path in server.asked] == ["A-USD", "B-USD"]
+    assert fetched == Fetched(refused=2)
+
+
 async def test_a_database_without_the_table_is_told(database: Database) -> None:
     connection = await database.connect("admin")
     await connection.execute("drop table bronze.coinbase_candles_raw")
