@@ -332,6 +332,9 @@ def simulate(
     malformed: Annotated[
         float, typer.Option(min=0, max=1, help="Malformed frames added, per trade.")
     ] = 0,
+    wrong_candles: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the candles that are wrong.")
+    ] = 0,
     recording: Annotated[
         Path | None, typer.Option(help="Serve the frames recorded in this file instead.")
     ] = None,
@@ -339,7 +342,7 @@ def simulate(
 ) -> None:
     """Run a local Coinbase until stopped: both WebSocket feeds and REST."""
     from simulator.exchange import Exchange, ExchangeConfig  # noqa: PLC0415  (--help is quick)
-    from simulator.faults import Faults  # noqa: PLC0415
+    from simulator.faults import Faults, RestFaults  # noqa: PLC0415
     from simulator.recording import Recording, RecordingServer  # noqa: PLC0415
     from simulator.server import FeedServer, run  # noqa: PLC0415
 
@@ -364,6 +367,7 @@ def simulate(
                 advanced_faults=faults,
             )
             server = Exchange(config)
+            server.rest_faults = RestFaults(wrong_candles=wrong_candles)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if until_stdin_ends:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from ingestion.candles import CandleRange, Fetched, fetch_candles
@@ -213,3 +214,18 @@ def test_reconcile_counts_candles_by_their_verdict_and_fails_where_whole_ones_di
     assert "1m differs 3 candles 1m only_theirs 112 candles" in command.said
     assert f"{CHECK}: Got 115 results" in command.said
     assert "Traceback" not in command.said
+
+
+def test_the_simulator_is_told_to_serve_wrong_candles(
+    medallion: Callable[..., Any], unused_tcp_port: int
+) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}/products/BTC-USD/candles?granularity=3600"
+    asked = f"{url}&start={int(NOON.timestamp())}&end={int(NOON.timestamp())}"
+    told = []
+    for share in ("0", "1"):
+        arguments = ("--port", str(unused_tcp_port), "--wrong-candles", share)
+        with medallion("simulate", *arguments) as simulator:
+            simulator.wait_for(lambda command=simulator: "ws://" in command.said)
+            told += httpx.get(asked).json()
+    right, wrong = told
+    assert [a == b for a, b in zip(right, wrong, strict=True)] == [True] * 4 + [False] * 2
