@@ -20,7 +20,7 @@ SETTLES_AFTER: Final = 5
 # after an hour, the candles whose answer is not what our trades say. They settle by the clock, and
 # by the market: where a recording is replayed, the exchange has no newer ones either.
 _DUE: Final = """
-with ours as (
+with ours as not materialized (
     select product_id, bucket_1m as bucket, 60 as granularity from gold.ohlc_1m
     union all
     select product_id, bucket_1h, 3600 from gold.ohlc_1h
@@ -41,8 +41,10 @@ products as (
     )
     cross join (select least(max(bucket_1m), now()) as at from gold.ohlc_1m) as clock
     cross join lateral (
-        select min(ours.bucket) as bucket from ours
+        select ours.bucket from ours
         where ours.product_id = traded.product_id and ours.granularity = lengths.granularity
+        order by ours.bucket
+        limit 1
     ) as first
 ),
 
@@ -90,16 +92,18 @@ in_doubt as (
         and asked_at < now() - interval '1 hour'
 )
 
-select product_id, granularity, first, last
+select blocks.product_id, blocks.granularity, blocks.first, blocks.last
 from blocks
-where exists (
+-- A limit, for with exists the planner reads all of ours to look so few up.
+cross join lateral (
     select from ours
     where
         ours.product_id = blocks.product_id
         and ours.granularity = blocks.granularity
         and ours.bucket >= blocks.first
         and ours.bucket <= blocks.last
-)
+    limit 1
+) as held
 union all
 select product_id, granularity, min(bucket), max(bucket)
 from in_doubt
