@@ -240,6 +240,28 @@ def backfill(
 
 
 @app.command()
+def reconcile(source: Source = None) -> None:
+    """Compare candles with the exchange's own: fetch those that have settled, build, and count.
+
+    Where not all trades of a candle are here, it says so instead.
+    """
+    from medallion import dbt  # noqa: PLC0415  (--help is quick)
+    from orchestration.candles import fetch_due_candles, verdicts  # noqa: PLC0415
+
+    settings = IngestionSettings(**_of_source(source))
+    warehouse = WarehouseSettings()
+    connection = warehouse.connection(Role.TRANSFORM)
+    _install_packages()
+    fetched = asyncio.run(fetch_due_candles(warehouse, settings.rest_url))
+    console.print(f"{fetched.answers:,} answers of the exchange, {fetched.refused:,} refused.")
+    failures = dbt.build(connection, lambda _: None)
+    for granularity, verdict, candles in asyncio.run(verdicts(connection)):
+        console.print(f"{granularity}  {verdict:12}{candles:>12,} candles", highlight=False)
+    if failures:
+        raise FailedError("\n".join(failures))
+
+
+@app.command()
 def transform(
     every: Annotated[
         str,
@@ -310,6 +332,9 @@ def simulate(
     malformed: Annotated[
         float, typer.Option(min=0, max=1, help="Malformed frames added, per trade.")
     ] = 0,
+    wrong_candles: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the candles that are wrong.")
+    ] = 0,
     recording: Annotated[
         Path | None, typer.Option(help="Serve the frames recorded in this file instead.")
     ] = None,
@@ -317,7 +342,7 @@ def simulate(
 ) -> None:
     """Run a local Coinbase until stopped: both WebSocket feeds and REST."""
     from simulator.exchange import Exchange, ExchangeConfig  # noqa: PLC0415  (--help is quick)
-    from simulator.faults import Faults  # noqa: PLC0415
+    from simulator.faults import Faults, RestFaults  # noqa: PLC0415
     from simulator.recording import Recording, RecordingServer  # noqa: PLC0415
     from simulator.server import FeedServer, run  # noqa: PLC0415
 
@@ -342,6 +367,7 @@ def simulate(
                 advanced_faults=faults,
             )
             server = Exchange(config)
+            server.rest_faults = RestFaults(wrong_candles=wrong_candles)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if until_stdin_ends:

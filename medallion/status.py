@@ -19,6 +19,7 @@ NEWEST = {
     "bronze.coinbase_frames_rejected": (
         "select received_at from {} order by rejected_id desc limit 1"
     ),
+    "bronze.coinbase_candles_raw": "select received_at from {} order by bronze_id desc limit 1",
     "silver.coinbase_trades": (
         "select max(trade_time) from "
         "(select trade_time from {} order by bronze_id desc limit 1000) as newest"
@@ -26,6 +27,7 @@ NEWEST = {
     "silver.coinbase_trades_quarantine": (
         "select received_at from {} order by bronze_id desc limit 1"
     ),
+    "silver.coinbase_candles": "select received_at from {} order by bronze_id desc limit 1",
     "gold.ohlc_1m": "select max(bucket_1m) from {}",
     "gold.ohlc_5m": "select max(bucket_5m) from {}",
     "gold.ohlc_15m": "select max(bucket_15m) from {}",
@@ -34,6 +36,7 @@ NEWEST = {
     "gold.ohlc_1d": "select max(bucket_1d) from {}",
     "gold.daily_kpis": "select max(day)::timestamptz from {}",
     "gold.trade_completeness": "select max(day)::timestamptz from {}",
+    "gold.candle_reconciliation": "select max(bucket) from {}",
     "gold.top_movers": "select max(snapshot_ts) from {}",
 }
 COUNTED_BELOW = 1_000_000
@@ -93,7 +96,8 @@ async def read_status(connection_info: ConnectionInfo) -> list[TableStatus]:
                 continue
             estimated = estimate >= COUNTED_BELOW
             rows = estimate if estimated else await connection.fetchval(_COUNT.format(name))
-            lag = 0 if name.startswith("bronze") else arrived - watermarks.get(name, 0)
+            # Candles of the exchange are numbered with the trades, and may be newer.
+            lag = 0 if name.startswith("bronze") else max(arrived - watermarks.get(name, 0), 0)
             newest_entry = await connection.fetchval(newest.format(name))
             tables.append(TableStatus(name, rows, estimated, newest_entry, lag))
         return tables

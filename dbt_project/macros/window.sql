@@ -90,8 +90,10 @@
 {% macro window_inputs(unique_ids) %}
     {% set names = [] %}
     {% for unique_id in unique_ids %}
-        {% set node = graph.sources.get(unique_id) or graph.nodes.get(unique_id) %}
-        {% if node and node.resource_type == 'model' and node.config.materialized == 'view' %}
+        {% set node = graph.nodes.get(unique_id) %}
+        {% if unique_id in graph.sources %}
+            {% do names.append('bronze.coinbase_trades_raw') %}
+        {% elif node and node.resource_type == 'model' and node.config.materialized == 'view' %}
             {% do names.extend(window_inputs(node.depends_on.nodes)) %}
         {% elif node %}
             {% do names.append(watermark_name(node)) %}

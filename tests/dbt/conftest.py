@@ -14,6 +14,7 @@ import pytest
 from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
 
+from tests.candles import Candle
 from tests.conftest import ROOT, Database, Server
 from warehouse.settings import ConnectionInfo
 
@@ -119,6 +120,22 @@ class Lakehouse:
         for frame in matches:
             self.receive(rest_trade(frame), source="rest", product_id=frame["product_id"])
 
+    def answer(
+        self, first: datetime, last: datetime, *told: Any, granularity: int = 60, **columns: Any
+    ) -> None:
+        """Append what the exchange tells when it is asked for its candles from first to last."""
+        self.database.fetch(
+            "insert into bronze.coinbase_candles_raw "
+            "(product_id, granularity, first_bucket, last_bucket, payload) "
+            "values ($1, $2, $3, $4, $5)",
+            columns.get("product_id", "BTC-USD"),
+            granularity,
+            first,
+            last,
+            json.dumps(told, default=float),
+            role="medallion_ingest",
+        )
+
     def record_gap(
         self, missing: str = "{}", absent: str = "{}", product_id: str = "BTC-USD", **columns: Any
     ) -> None:
@@ -203,6 +220,13 @@ def advanced_frame(*matches: dict[str, Any]) -> dict[str, Any]:
         "sequence_num": 22,
         "events": [{"type": "update", "trades": trades[::-1]}],
     }
+
+
+def exchange_candle(candle: Candle, **wrong: Any) -> list[Any]:
+    """Return how the exchange tells of a candle: in its own order, as doubles."""
+    told = candle._replace(**wrong)
+    at = int(told.bucket.timestamp())
+    return [at, told.low, told.high, told.open, told.close, told.volume]
 
 
 def rest_trade(frame: dict[str, Any]) -> dict[str, Any]:

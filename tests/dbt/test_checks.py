@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.candles import candles
 from tests.conftest import Server
-from tests.dbt.conftest import NOON, Build, Dbt, Lakehouse, match
+from tests.dbt.conftest import NOON, Build, Dbt, Lakehouse, exchange_candle, match
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -51,7 +52,11 @@ def fresh_frames() -> list[dict[str, object]]:
 def good_build(server: Server, dbt: Dbt) -> Iterator[Build]:
     """Keep a database of good, fresh, checked data to copy from, and what its build said."""
     lakehouse = Lakehouse(server.fresh_database(), dbt)
-    lakehouse.receive(*fresh_frames())
+    frames = fresh_frames()
+    lakehouse.receive(*frames)
+    for candle in candles(frames, "ohlc_1m"):
+        told = exchange_candle(candle)
+        lakehouse.answer(candle.bucket, candle.bucket, told, product_id=candle.product_id)
     build = lakehouse.dbt("build", "--selector", "full")
     server.maintain(f"create database {GOOD} template {lakehouse.database.name}")
     yield build
@@ -308,6 +313,27 @@ SPOILED = {
         "values ('BTC-USD', 200, 201, 'announced', '{[200,202)}', now() - interval '1 hour')",
         {"trade_gaps_open_too_long"},
     ),
+    "candles_of_the_exchange_twice": Spoiled(
+        UNCHECK + append("silver.coinbase_candles"), {"exchange_candles_no_duplicates"}
+    ),
+    "candle_that_nobody_asked_for": Spoiled(
+        "insert into bronze.coinbase_candles_raw "
+        "(product_id, granularity, first_bucket, last_bucket, payload) "
+        "select 'BTC-USD', 60, now(), now(), '[[0, 1, 1, 1, 1, 1]]';"
+        "update ops.model_watermarks set high = high + 1 where model = 'silver.coinbase_candles'",
+        {"exchange_candles_can_be_read"},
+    ),
+    "candles_compared_twice": Spoiled(
+        UNCHECK + append("gold.candle_reconciliation"), {"candle_reconciliation_no_duplicates"}
+    ),
+    "whole_candle_that_differs": Spoiled(
+        UNCHECK + "update gold.candle_reconciliation set verdict = 'differs' where is_whole",
+        {"candles_agree_with_the_exchange"},
+    ),
+    "candle_that_differs_where_trades_are_missing": Spoiled(
+        UNCHECK + "update gold.candle_reconciliation set verdict = 'differs' where not is_whole",
+        set(),
+    ),
     "movers_out_of_range_and_twice": Spoiled(
         "update gold.top_movers set period = '2h' where period = '1h';"
         "update gold.top_movers set rank = rank - 1;" + append("gold.top_movers"),
@@ -367,6 +393,7 @@ def test_only_what_may_be_no_fault_of_the_data_is_a_warning(dbt: Dbt) -> None:
         "quarantine_share",
         "quarantined_trades_came_again",
         "trade_gaps_open_too_long",
+        "exchange_candles_can_be_read",
     }
 
 

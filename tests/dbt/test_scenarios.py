@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from tests.dbt.conftest import NOON, Lakehouse, match
+from tests.candles import candles
+from tests.dbt.conftest import NOON, Lakehouse, exchange_candle, match
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -247,3 +248,39 @@ def test_top_movers_keep_history_for_the_days_that_are_set(lakehouse: Lakehouse)
     lakehouse.receive(match(3, at=240))
     lakehouse.build("--vars", "{top_movers_history_days: 1}")
     assert lakehouse.one("select count(distinct as_of) as n from gold.top_movers") == {"n": 2}
+
+
+def test_a_candle_is_judged_again_when_a_trade_beside_it_comes_late(lakehouse: Lakehouse) -> None:
+    minute = timedelta(minutes=1)
+    sent = [match(n, at=at, size="0.1") for n, at in enumerate((0, 60, 70, 120, 180), start=1)]
+    first, second, third, _ = candles(sent, "ohlc_1m")
+    missed = sent.pop(2)
+    lakehouse.receive(*sent)
+    lakehouse.record_gap("{[3,4)}")
+    told = [exchange_candle(first), exchange_candle(second), exchange_candle(third, low=99.99)]
+    lakehouse.answer(NOON, NOON + 2 * minute, *told)
+    judged = "select verdict, is_whole from gold.candle_reconciliation order by bucket"
+
+    lakehouse.build()
+    assert [tuple(row.values()) for row in lakehouse.rows(judged)] == [
+        ("agrees", True),
+        ("differs", False),
+        ("differs", False),
+    ]
+    # Neither the third candle nor the exchange's is new.
+    lakehouse.repair(missed)
+    assert lakehouse.dbt("build").failed == {"candles_agree_with_the_exchange"}
+    assert [tuple(row.values()) for row in lakehouse.rows(judged)] == [
+        ("agrees", True),
+        ("agrees", True),
+        ("differs", True),
+    ]
+    # The exchange corrects itself, and says no more that it ever had the first.
+    lakehouse.answer(NOON + 2 * minute, NOON + 2 * minute, exchange_candle(third))
+    lakehouse.build()
+    lakehouse.answer(NOON, NOON)
+    assert lakehouse.dbt("build").failed == {"candles_agree_with_the_exchange"}
+    assert [row["verdict"] for row in lakehouse.rows(judged)] == ["only_ours", "agrees", "agrees"]
+    step_by_step = lakehouse.fingerprints()
+    lakehouse.dbt("build", "--full-refresh")
+    assert lakehouse.fingerprints() == step_by_step

@@ -257,6 +257,7 @@ def test_the_embedded_server_is_left_alone_where_another_is_set(run: Run) -> Non
         (["--speed", "inf"], "speed"),
         (["--speed", "nan"], "speed"),
         (["--duplicates", "2"], "--duplicates"),
+        (["--wrong-candles", "2"], "--wrong-candles"),
         (["--recording", "no such file"], "no such file"),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_run_builds_the_marts_and_tells_rows_and_verdicts(
         if event.asset_key
     }
     assert {key.split("/")[0] for key in told} == {"silver", "gold"}
-    assert len(told) == 15
+    assert len(told) == 18
     assert told["gold/ohlc_1m"].metadata["dagster/row_count"].value == 2
     assert "dagster/row_count" not in told["silver/stg_coinbase__trades"].metadata
     verdicts = {check.check_name: check for check in done.get_asset_check_evaluations()}
@@ -79,3 +79,26 @@ def test_missing_trades_are_fetched_over_rest(
         "repaired": 10,
     }
     assert house.one("select count(*) as n from bronze.coinbase_trades_raw") == {"n": 10}
+
+
+def test_candles_of_the_exchange_are_fetched(
+    definitions: dg.Definitions,
+    house: Lakehouse,
+    instance: dg.DagsterInstance,
+    medallion: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    unused_tcp_port: int,
+) -> None:
+    monkeypatch.setenv("COINBASE_REST_URL", f"http://127.0.0.1:{unused_tcp_port}")
+    # The clock of the market stands an hour after the first.
+    house.receive(match(1), match(2, at=3600))
+    house.dbt("run")
+    with medallion("simulate", "--port", str(unused_tcp_port)) as simulator:
+        simulator.wait_for(lambda: "ws://" in simulator.said)
+        done = definitions.resolve_job_def("fetch_candles").execute_in_process(instance=instance)
+    [told] = done.get_asset_materialization_events()
+    assert told.asset_key == dg.AssetKey(["bronze", "coinbase_candles_raw"])
+    answers = house.one("select count(*) as n from bronze.coinbase_candles_raw")["n"]
+    assert answers > 0
+    metadata = told.step_materialization_data.materialization.metadata
+    assert (metadata["answers"].value, metadata["refused"].value) == (answers, 0)
