@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
@@ -120,22 +121,27 @@ def candlesticks(
 
 
 def reject_bars(counts: Sequence[RejectCount], zone: ZoneInfo) -> go.Figure:
-    """Draw quarantined trades over time, a colour for each reason."""
+    """Draw quarantined trades over time, a colour for each of the most frequent reasons."""
     figure = _figure(220, "quarantine")
-    reasons = sorted({count.reason for count in counts})
-    for position, reason in enumerate(reasons):
-        of_reason = [count for count in counts if count.reason == reason]
-        figure.add_bar(
-            x=[wall_clock(count.start, zone) for count in of_reason],
-            y=[count.trades for count in of_reason],
-            name=reason,
-            marker={"color": REASONS[position % len(REASONS)], "line": {"width": 0}},
-        )
-    figure.update_layout(barmode="stack", showlegend=True)
-    # A single bar would else be as wide as the chart, and as long as a fraction of a second.
-    if len({count.start for count in counts}) == 1:
-        figure.update_xaxes(type="category")
-        figure.update_layout(bargap=0.9)
+    totals: Counter[str] = Counter()
+    for count in counts:
+        totals[count.reason] += count.trades
+    frequent = [reason for reason, _ in totals.most_common(len(REASONS) - 1)]
+    series: dict[str, Counter[datetime]] = {reason: Counter() for reason in [*frequent, "others"]}
+    for count in counts:
+        name = count.reason if count.reason in frequent else "others"
+        series[name][wall_clock(count.start, zone)] += count.trades
+    starts = {count.start for count in counts}
+    for colour, (name, trades) in zip(REASONS, series.items(), strict=False):
+        # One bar alone would be as wide as the chart, over an axis of milliseconds.
+        times = [f"{time:%d %b %H:%M}" if len(starts) == 1 else time for time in trades]
+        if trades:
+            marker = {"color": colour, "line": {"width": 0}}
+            figure.add_bar(x=times, y=list(trades.values()), name=name, marker=marker)
+    figure.update_layout(
+        barmode="stack", showlegend=True, legend={"traceorder": "normal"},
+        bargap=0.9 if len(starts) == 1 else 0.25,
+    )  # fmt: skip
     return figure
 
 
