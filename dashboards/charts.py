@@ -114,8 +114,7 @@ def candlesticks(
         },
         xaxis={"rangeslider": {"visible": False}, "anchor": "y2", "showspikes": True,
                "spikecolor": QUIET, "spikethickness": 1, "spikedash": "dot"},
-        legend={"x": 0, "y": 1, "yanchor": "top"},
-        margin={"l": 0, "r": 8 + 7 * len(formats.price(last.close, decimals)), "t": 8, "b": 0},
+        margin={"l": 0, "r": 8 + 7 * len(formats.price(last.close, decimals)), "t": 22, "b": 0},
     )  # fmt: skip
     return figure
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo, available_timezones
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from dashboards import queries, tabs
 from dashboards.pieces import block, note
@@ -39,27 +40,31 @@ def _read_anew(what: str, *of: str | None) -> Any:
     return queries.read(connection, READERS[what], *of)
 
 
-def _read(what: str, *of: str | None) -> Any:
-    """Read for a tab. While the database is away, say so and return what was read last, if any."""
+def _read(place: DeltaGenerator, what: str, *of: str | None) -> Any:
+    """Read for a tab. While the database is away, say so and return what was read last, if any.
+
+    What is wrong is said once, at `place`, however much is read.
+    """
     shown: dict[tuple[str | None, ...], Any] = st.session_state.setdefault("shown", {})
     try:
         shown[what, *of] = _read_anew(what, *of)
     except NotBuiltError as missing:
-        st.html(block(note(str(missing))))
+        place.html(block(note(str(missing))))
         return None
     except WarehouseError as error:
         again = f"This page looks again every {REFRESH_SECONDS} s."
-        st.html(block(note(f"The database is away. {error} {again}", "away")))
+        place.html(block(note(f"The database is away. {error} {again}", "away")))
     return shown.get((what, *of))
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
 def _market(zone: ZoneInfo) -> None:
-    products = _read("products")
+    place = st.empty()
+    products = _read(place, "products")
     if products is None:
         return
     if not products:
-        st.html(block(note("There are no candles yet. Run `medallion transform`.")))
+        place.html(block(note("There are no candles yet. Run `medallion transform`.")))
         return
     choice, length = st.columns([1, 4], gap="medium")
     with choice:
@@ -71,14 +76,14 @@ def _market(zone: ZoneInfo) -> None:
             "Interval", queries.INTERVALS, default="5m", required=True, key="interval",
             bind="query-params", label_visibility="collapsed",
         )  # fmt: skip
-    market = _read("Market", product_id, interval)
+    market = _read(place, "Market", product_id, interval)
     if market is not None:
         tabs.show_market(market, zone, product_id, interval)
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
 def _quality(zone: ZoneInfo) -> None:
-    quality = _read("Quality", st.session_state.get("reason"))
+    quality = _read(st.empty(), "Quality", st.session_state.get("reason"))
     if quality is not None:
         tabs.show_quality(quality, zone, _choose_reason)
 
@@ -89,7 +94,7 @@ def _choose_reason(reasons: Sequence[str]) -> None:
 
 @st.fragment(run_every=REFRESH_SECONDS)
 def _pipeline(zone: ZoneInfo) -> None:
-    pipeline = _read("Pipeline")
+    pipeline = _read(st.empty(), "Pipeline")
     if pipeline is not None:
         tabs.show_pipeline(pipeline, zone)
 
