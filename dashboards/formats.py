@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
+from zoneinfo import available_timezones
 
 NONE: Final = "\N{EN DASH}"
 MINUS: Final = "\N{MINUS SIGN}"
@@ -17,6 +18,8 @@ UNITS: Final = (
     (Decimal(10) ** 6, "M"),
     (Decimal(10) ** 3, "k"),
 )
+TIME_ZONES: Final = tuple(sorted(available_timezones()))
+"""Looked for in the file system once, and not for each run of the page."""
 LENGTHS: Final = ((86400, "d"), (3600, "h"), (60, "min"))
 
 

@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboards import queries, tabs
+from dashboards.formats import TIME_ZONES
 from dashboards.pieces import block, note
 from dashboards.queries import NotBuiltError
 from warehouse.settings import Role, WarehouseError, WarehouseSettings
@@ -99,7 +100,7 @@ def _pipeline(zone: ZoneInfo) -> None:
         tabs.show_pipeline(pipeline, zone)
 
 
-@st.fragment(run_every=1)
+@st.fragment(run_every=REFRESH_SECONDS)
 def _clock(zone: ZoneInfo) -> None:
     now = datetime.now(UTC).astimezone(zone)
     st.html(block(f"<h1>medallion<small class='quiet'>{now:%a %d %b %Y, %H:%M:%S %Z}</small></h1>"))
@@ -107,7 +108,7 @@ def _clock(zone: ZoneInfo) -> None:
 
 def _time_zone() -> ZoneInfo:
     own = st.context.timezone
-    names = list(dict.fromkeys(["UTC", *([own] if own else []), *sorted(available_timezones())]))
+    names = list(dict.fromkeys(["UTC", *([own] if own else []), *TIME_ZONES]))
     name = st.selectbox(
         "Time zone", names, key="zone", bind="query-params", label_visibility="collapsed"
     )
