@@ -71,7 +71,8 @@ def candlesticks(
             f"high {formats.price(candle.high, decimals)}<br>"
             f"low {formats.price(candle.low, decimals)}<br>"
             f"close <b>{formats.price(candle.close, decimals)}</b> "
-            f"{formats.change(100 * (candle.close - candle.open) / candle.open)}"
+            f"{formats.change(100 * (candle.close - candle.open) / candle.open)}<br>"
+            f"volume {formats.amount(candle.volume)} {base}, {candle.trade_count:,} trades"
             for candle in candles
         ],
         hovertemplate="%{text}<extra></extra>",
@@ -82,7 +83,7 @@ def candlesticks(
         name="vwap",
         line={"color": VWAP, "width": 1},
         opacity=0.85,
-        text=[formats.price(candle.vwap, decimals) for candle in candles],
+        text=[formats.average(candle.vwap, decimals) for candle in candles],
         hovertemplate="vwap %{text}<extra></extra>",
     )
     figure.add_bar(
@@ -100,6 +101,10 @@ def candlesticks(
         hovertemplate="%{text}<extra></extra>",
     )
     last = candles[-1]
+    tick = 10.0**-decimals
+    ticks = float(max(c.high for c in candles) - min(c.low for c in candles)) / tick
+    # A line between two possible prices would be labelled like one of them.
+    steps = {"dtick": tick} if ticks < 8 else {}
     figure.add_hline(y=float(last.close), line={"color": colours[-1], "width": 1, "dash": "dot"})
     figure.add_annotation(
         x=1, xref="paper", xanchor="left", y=float(last.close),
@@ -107,13 +112,12 @@ def candlesticks(
         font={"color": "#ffffff", "size": 11}, bgcolor=colours[-1], borderpad=2,
     )  # fmt: skip
     figure.update_layout(
-        yaxis={"domain": [0.24, 1], "tickformat": f",.{decimals}f", "nticks": 8},
+        yaxis={"domain": [0.24, 1], "tickformat": f",.{decimals}f", "nticks": 8, **steps},
         yaxis2={
             "domain": [0, 0.19], "side": "right", "nticks": 3, "tickformat": "~s",
             "gridcolor": "rgba(128,140,150,0.16)", "zeroline": False,
         },
-        xaxis={"rangeslider": {"visible": False}, "anchor": "y2", "showspikes": True,
-               "spikecolor": QUIET, "spikethickness": 1, "spikedash": "dot"},
+        xaxis={"rangeslider": {"visible": False}, "anchor": "y2"},
         margin={"l": 0, "r": 8 + 7 * len(formats.price(last.close, decimals)), "t": 22, "b": 0},
     )  # fmt: skip
     return figure

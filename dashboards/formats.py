@@ -40,6 +40,11 @@ def price(value: Decimal | None, decimals: int) -> str:
     return NONE if value is None else f"{value:,.{decimals}f}"
 
 
+def average(value: Decimal, decimals: int) -> str:
+    """Write an average of prices: below 1 with two digits more, for it may lie between ticks."""
+    return price(value, decimals + 2 if value < 1 else decimals)
+
+
 def amount(value: Decimal | int | None) -> str:
     """Write a volume with three or four digits: 12.3 B, 1.02 k, 0.00414."""
     if value is None:

@@ -70,7 +70,7 @@ def show_market(market: Market, zone: ZoneInfo, product_id: str, interval: str) 
                 ),
                 tile("24 h high", formats.price(day.high, decimals)),
                 tile("24 h low", formats.price(day.low, decimals)),
-                tile("24 h vwap", formats.price(day.vwap, decimals)),
+                tile("24 h vwap", formats.average(day.vwap, decimals)),
                 tile("24 h volume", formats.amount(day.volume), base),
                 tile("24 h turnover", formats.amount(day.quote_volume), quote),
                 tile("24 h trades", f"{day.trade_count:,}"),

@@ -77,11 +77,12 @@ def walk(product_id: str, times: list[datetime]) -> list[dict[str, Any]]:
 
 
 def fill(lakehouse: Lakehouse) -> None:
-    """Let two weeks of ten products arrive, an hour apart and on the last day a minute."""
+    """Let two weeks of ten products arrive, an hour apart and on the last day about a minute."""
     now = datetime.now(UTC)
     minute, hour, day = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
     times = [now - day * DAYS + hour * n for n in range(24 * (DAYS - 1))]
-    times += [now - day + minute * n for n in range(24 * 60)]
+    chance = random.Random(0)
+    times += sorted(now - day + day * chance.random() for _ in range(24 * 60))
     for hours in range(48, 0, -2):
         at = now - hours * hour
         time = {"time": f"{at:%Y-%m-%dT%H:%M:%SZ}"}
@@ -187,10 +188,8 @@ def view(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
     """Open the page; at the end nothing was asked of another host, and nothing went wrong."""
     viewers = []
 
-    def open_page(query: str = "", scheme: Any = "light", zone: str = "UTC") -> Page:
-        context = browser.new_context(
-            viewport={"width": 1280, "height": 800}, color_scheme=scheme, timezone_id=zone
-        )
+    def open_page(query: str = "", zone: str = "UTC") -> Page:
+        context = browser.new_context(viewport={"width": 1280, "height": 800}, timezone_id=zone)
         context.set_default_timeout(PATIENCE_MS)
         viewer = Viewer(context.new_page(), set(), [])
         viewer.page.on("request", lambda request: viewer.hosts.add(request.url.split("/")[2]))

@@ -30,6 +30,11 @@ def test_the_prices_of_a_product_have_the_decimals_of_its_finest(
     assert [formats.price(value, decimals) for value in values] == written
 
 
+def test_an_average_of_tiny_prices_shows_where_between_them_it_lies() -> None:
+    assert formats.average(Decimal("0.0000000912"), 8) == "0.0000000912"
+    assert formats.average(Decimal("84168.185451"), 2) == "84,168.19"
+
+
 def test_a_price_that_is_not_there_is_a_dash() -> None:
     assert formats.tick_decimals([]) == 2
     assert formats.price(None, 2) == formats.amount(None) == formats.change(None) == formats.NONE
