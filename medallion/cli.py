@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -307,6 +308,36 @@ def dagster(
     os.chdir(PROJECT_ROOT)
     # Dagster takes SIGTERM for SIGINT, which a shell has its background jobs ignore.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # In place of this process: what stops this one stops it.
+    os.execv(command, [str(command), *arguments])  # noqa: S606  (no shell is what is wanted)
+
+
+@app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines look, too.")
+    ] = "127.0.0.1",
+) -> None:
+    """Show the market page until stopped: candles, movers, checks and the pipeline.
+
+    It reads gold and the history of runs and checks, as medallion_reader.
+    """
+    # What is set wrongly is told here; a database that is away, on the page.
+    WarehouseSettings().connection(Role.READER)
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{host}:{port} can't be opened ({error.strerror}): choose another with --port and "
+            "--host."
+        ) from None
+    command = Path(sys.executable).with_name("streamlit")
+    arguments = ["run", "market.py", "--server.address", host, "--server.port", str(port)]
+    console.print(f"The market page is on http://{host}:{port}. Ctrl-C stops it.")
+    # Its .streamlit/config.toml says how it looks, and that it tells nobody.
+    os.chdir(PROJECT_ROOT / "dashboards")
     # In place of this process: what stops this one stops it.
     os.execv(command, [str(command), *arguments])  # noqa: S606  (no shell is what is wanted)
 

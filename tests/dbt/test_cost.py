@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -9,9 +11,11 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import psycopg2
 import pytest
 
+from dashboards import queries
 from tests.dbt.conftest import Dbt, Lakehouse, advanced_frame, match
 
 pytestmark = pytest.mark.postgres18_only
@@ -20,6 +24,8 @@ PRODUCTS = ("BTC-USD", "ETH-USD")
 TRADES = 100_000
 # More than a day has trades or candles, and far less than there are.
 READ_AT_MOST = 4_000
+# The 20,000 frames that it looks at, for each of three sources; there are 200,000.
+ARRIVALS_READ_AT_MOST = 60_010
 HOUR = 3600
 WINDOW = """
 select
@@ -87,7 +93,44 @@ def rows_read(lakehouse: Lakehouse, table: str, sql: str) -> Counter[str]:
     return read
 
 
-def test_models_and_checks_read_the_new_rows_alone(lakehouse: Lakehouse, dbt: Dbt) -> None:
+class Explained:
+    """A connection that counts the rows which each of its queries reads."""
+
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        self._connection = connection
+        self.read: dict[tuple[str, str], int] = {}
+
+    async def fetch(self, query: str, *of: Any) -> list[asyncpg.Record]:
+        (plan,) = await self._connection.fetch(f"explain (analyze, format json) {query}", *of)
+        read: Counter[str] = Counter()
+        for table, rows in scans(json.loads(plan[0])[0]["Plan"]):
+            read[table] += int(rows)
+        self.read |= {(query, table): rows for table, rows in read.items()}
+        return await self._connection.fetch(query, *of)
+
+    async def fetchval(self, query: str, *of: Any) -> Any:
+        return (await self.fetch(query, *of))[0][0]
+
+
+async def rows_read_by_the_page(lakehouse: Lakehouse) -> dict[tuple[str, str], int]:
+    """Count what the three tabs read, as the role that reads it."""
+    connection = await lakehouse.database.connect("medallion_reader")
+    explained: Any = Explained(connection)
+    try:
+        await queries.read_products(explained)
+        for interval in queries.INTERVALS:
+            assert (await queries.read_market(explained, "BTC-USD", interval)).candles
+        assert (await queries.read_quality(explained, "invalid_price")).rejects
+        assert (await queries.read_pipeline(explained)).rates
+    finally:
+        await connection.close()
+    read: dict[tuple[str, str], int] = explained.read
+    return read
+
+
+def test_models_checks_and_the_page_read_no_more_as_history_grows(
+    lakehouse: Lakehouse, dbt: Dbt
+) -> None:
     for product_id in PRODUCTS:
         lakehouse.database.execute(HISTORY.format(product_id=product_id, trades=TRADES))
     built = lakehouse.dbt("build", "--vars", "{gap_grace_seconds: 0}")
@@ -116,3 +159,11 @@ def test_models_and_checks_read_the_new_rows_alone(lakehouse: Lakehouse, dbt: Db
                 (node.name, table): rows for table, rows in read.items() if rows > READ_AT_MOST
             }
     assert read_much == {}
+
+    lakehouse.database.execute("analyze")
+    by_the_page = asyncio.run(rows_read_by_the_page(lakehouse))
+    assert {
+        where: rows
+        for where, rows in by_the_page.items()
+        if rows > (ARRIVALS_READ_AT_MOST if where[0] == queries.ARRIVALS else READ_AT_MOST)
+    } == {}

@@ -77,13 +77,15 @@ def run_here(run: Run, database: Database) -> Run:
 def test_help_names_every_command(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
-    for command in ("demo", "ingest", "simulate", "migrate", "deps", "postgres", "env", "status"):
+    for command in (
+        "demo", "ingest", "dashboard", "simulate", "migrate", "deps", "postgres", "env", "status",
+    ):  # fmt: skip
         assert f" {command} " in done.out
     for command in ("start", "stop", "status", "psql"):
         assert f" {command} " in run("postgres", "--help").out
 
 
-@pytest.mark.parametrize("command", ["status", "env", "ingest"])
+@pytest.mark.parametrize("command", ["status", "env", "ingest", "dashboard"])
 def test_without_a_database_it_says_how_to_get_one(run: Run, command: str) -> None:
     done = run(command)
     assert done.code == 2
@@ -274,6 +276,14 @@ def test_the_simulator_says_when_its_port_is_taken(run: Run) -> None:
         done = run("simulate", "--port", port)
     assert done.code == 2
     assert f"Port {port} can't be opened" in done.told
+
+
+def test_the_dashboard_says_when_its_port_is_taken(run_here: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run_here("dashboard", "--port", port)
+    assert done.code == 2
+    assert f"127.0.0.1:{port} can't be opened" in done.told
 
 
 def test_deps_falls_back_to_the_packages_kept_here(
