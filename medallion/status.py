@@ -93,7 +93,7 @@ async def read_status(connection_info: ConnectionInfo) -> list[TableStatus]:
                 continue
             estimated = estimate >= COUNTED_BELOW
             rows = estimate if estimated else await connection.fetchval(_COUNT.format(name))
-            lag = 0 if name.startswith("bronze") else arrived - watermarks.get(name, 0)
+            lag = 0 if name.startswith("bronze") else max(arrived - watermarks.get(name, 0), 0)
             newest_entry = await connection.fetchval(newest.format(name))
             tables.append(TableStatus(name, rows, estimated, newest_entry, lag))
         return tables
