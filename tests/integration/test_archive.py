@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -17,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ingestion.continuity import IdRange
 from ingestion.gaps import GapLedger
+from tests.conftest import ROOT
 from tests.dbt.conftest import NOON, Lakehouse, advanced_frame, match
 from warehouse.archive import Moved, open_archive
 from warehouse.settings import ArchiveError, WarehouseError, WarehouseSettings
@@ -371,3 +376,28 @@ async def test_a_day_that_is_not_in_verified_files_is_not_dropped(database: Any)
         await archiver.execute("select bronze.drop_day($1)", YESTERDAY)
     await ingester.close()
     await archiver.close()
+
+
+@pytest.mark.postgres18_only
+def test_archive_and_database_are_queried_together_as_the_document_says(full_house: House) -> None:
+    full_house.archive()
+    full_house.restore(product="ETH-USD")
+    full_house.lakehouse.receive(match(4))
+    [program] = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "archive.md").read_text(), re.DOTALL
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **full_house.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.replace("│", " ").splitlines()]
+    today = YESTERDAY + timedelta(days=1)
+    assert [line[:3] for line in lines if line and line[0].startswith("20")] == [
+        [str(YESTERDAY), "BTC-USD", "3"],
+        [str(YESTERDAY), "ETH-USD", "3"],
+        [str(today), "BTC-USD", "1"],
+    ]
