@@ -304,8 +304,8 @@ class Archive:
                 pass
             if tally != here[key]:
                 raise ArchiveError(
-                    f"{file.url} holds {tally}, bronze {here[key]}: nothing of {day} is dropped. "
-                    "Look at the disk, and run it again, which writes the file anew."
+                    f"{file.url} holds {tally}; bronze holds {here[key]}. Nothing of {day} is "
+                    "dropped: look at the disk, and run it again, which writes the file anew."
                 )
             await self._writer.execute(
                 "update bronze.archive_files set verified_at = clock_timestamp() where url = $1",
@@ -331,7 +331,7 @@ class Archive:
             )
             if tally != _tally(row):
                 raise ArchiveError(
-                    f"{row['url']} holds {tally}, and held {_tally(row)} when it was archived: "
+                    f"{row['url']} holds {tally}; it was archived with {_tally(row)}: "
                     f"nothing of {day} is restored. Bring the file back from a backup."
                 )
         parts = [row[0] for row in await self._reader.fetch(_PARTS, day)]

@@ -77,6 +77,12 @@ class Tally:
     first_bronze_id: int = 0
     last_bronze_id: int = 0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:,} rows, bronze_id {self.first_bronze_id} to {self.last_bronze_id}, "
+            f"checksum {self.checksum}"
+        )
+
     def add(self, row: Row) -> None:
         """Count a row."""
         microseconds = (row.received_at - _EPOCH) // timedelta(microseconds=1)
