@@ -34,7 +34,13 @@ from ingestion.settings import IngestionSettings, explain
 from medallion.errors import FailedError
 from medallion.logs import log_to
 from orchestration.settings import OrchestrationSettings
-from warehouse.settings import PROJECT_ROOT, Role, WarehouseError, WarehouseSettings
+from warehouse.settings import (
+    PROJECT_ROOT,
+    ArchiveError,
+    Role,
+    WarehouseError,
+    WarehouseSettings,
+)
 
 SIMULATOR_PORT = 8765
 SOURCES = {
@@ -90,6 +96,7 @@ class WhoConnects(StrEnum):
     TRANSFORM = "transform"
     READER = "reader"
     INGEST = "ingest"
+    ARCHIVE = "archive"
     ADMIN = "admin"
 
     @property
@@ -425,6 +432,66 @@ def migrate() -> None:
 
 
 @app.command()
+def archive(
+    day: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="This day (UTC) alone, for example 2026-11-01."),
+    ] = None,
+) -> None:
+    """Move days of bronze that MEDALLION_BRONZE_DAYS does not keep to Parquet files.
+
+    A day is dropped when it was read back from them, and dbt has transformed and checked it.
+    """
+    from warehouse.archive import open_archive  # noqa: PLC0415  (--help is quick)
+
+    settings = WarehouseSettings()
+    keep_days = settings.medallion_bronze_days
+    if day is None and keep_days is None:
+        raise WarehouseError(
+            "MEDALLION_BRONZE_DAYS is not set, so bronze is kept for ever. Set it to how many days "
+            "are to stay, or archive one with --day."
+        )
+
+    async def run() -> None:
+        async with open_archive(settings) as opened:
+            if day and (why_not := await opened.why_not(day.date(), keep_days)):
+                raise ArchiveError(why_not)
+            days = [day.date()] if day else await opened.due(keep_days or 0)
+            for each in days:
+                if why_not := await opened.why_not(each, keep_days):
+                    errors.print(why_not, style="yellow", soft_wrap=True)
+                else:
+                    console.print(f"Archived {await opened.archive(each)}.", highlight=False)
+        if not days:
+            console.print(f"Bronze has nothing from before the last {keep_days} days.")
+
+    asyncio.run(run())
+
+
+@app.command()
+def restore(
+    day: Annotated[
+        datetime, typer.Option(formats=["%Y-%m-%d"], help="The day (UTC), for example 2026-11-01.")
+    ],
+    product: Annotated[
+        str | None, typer.Option(help="This product alone, for example BTC-USD.")
+    ] = None,
+) -> None:
+    """Bring an archived day back to bronze, where it stays for MEDALLION_BRONZE_DAYS again."""
+    from warehouse.archive import open_archive  # noqa: PLC0415  (--help is quick)
+
+    async def run() -> None:
+        async with open_archive(WarehouseSettings()) as opened:
+            restored = await opened.restore(day.date(), product)
+        console.print(
+            f"Restored {restored}." if restored.files else "All of it is in bronze already.",
+            highlight=False,
+        )
+
+    asyncio.run(run())
+
+
+@app.command()
 def deps() -> None:
     """Install dbt's packages: from its hub, or the ones kept here where that can't be reached."""
     from medallion.dbt import deps as run  # noqa: PLC0415  (--help is quick)
@@ -607,7 +674,7 @@ def main() -> None:
         )
         fatal = isinstance(error, wrong)
         _fail(str(error), 2 if fatal else 1)
-    except FailedError as error:
+    except (ArchiveError, FailedError) as error:
         _fail(str(error), 1)
 
 

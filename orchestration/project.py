@@ -20,6 +20,7 @@ DBT: Final = Path(sys.executable).with_name("dbt")
 COINBASE: Final = dg.AssetKey(["coinbase", "market_data"])
 BRONZE: Final = dg.AssetKey(["bronze", "coinbase_trades_raw"])
 CANDLES: Final = dg.AssetKey(["bronze", "coinbase_candles_raw"])
+ARCHIVE: Final = dg.AssetKey(["bronze", "archive_files"])
 
 # A folder of its own: whoever runs dbt by hand meanwhile does not pull the manifest away.
 project: Final = DbtProject(DBT_PROJECT, target_path=Path("target/dagster"))

@@ -213,7 +213,8 @@ class Server:
             "alter database crypto_dw set jit to off",
             "revoke all on database crypto_dw from public",
             "grant connect on database crypto_dw "
-            "to medallion_owner, medallion_ingest, medallion_transform, medallion_reader",
+            "to medallion_owner, medallion_ingest, medallion_transform, medallion_reader, "
+            "medallion_archive",
             "grant temporary on database crypto_dw to medallion_transform",
         )
         return Database(self.settings.model_copy(update={"pgdatabase": "crypto_dw"}))

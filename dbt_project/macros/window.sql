@@ -54,6 +54,11 @@
         set_config('medallion.window_low', low::text, true),
         set_config('medallion.window_high', greatest(low, high)::text, true)
     from watermarks;
+    {% if 'bronze.coinbase_trades_raw' in inputs and not var('without_archived_days') -%}
+        {# From the beginning of bronze: what the archive alone has would be missing. #}
+        select bronze.require_whole_history()
+        where current_setting('medallion.window_low') = '0';
+    {%- endif %}
     {# What an input no longer holds must go. A table that can't be made anew keeps its history. #}
     {% if is_incremental() and config.get('full_refresh') is not false -%}
         delete from {{ this }}

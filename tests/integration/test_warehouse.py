@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,6 +90,20 @@ async def test_a_wrong_password_is_told_without_printing_it(database: Database) 
 
 def test_the_credentials_are_for_their_owner_alone(server: Server) -> None:
     assert server.settings.credentials_file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_role_that_a_newer_medallion_brings_gets_its_password(
+    server: Server, database: Database
+) -> None:
+    credentials = json.loads(server.settings.credentials_file.read_text())
+    del credentials["passwords"]["medallion_archive"]
+    server.settings.credentials_file.write_text(json.dumps(credentials))
+    with pytest.raises(WarehouseError, match="medallion migrate"):
+        await database.connect("medallion_archive")
+    server.embedded.start()
+    await migrate(database.settings)
+    connection = await database.connect("medallion_archive")
+    await connection.close()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])

@@ -97,6 +97,7 @@ def test_marts_take_new_rows_hourly_and_everything_is_checked_at_night(
         "check_everything": "30 3 * * *",
         "repair_gaps": "20 * * * *",
         "fetch_candles": "50 * * * *",
+        "archive_bronze": "30 4 * * *",
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -56,6 +58,35 @@ def test_a_chosen_day_is_rebuilt(
     told = {event.asset_key for event in done.get_asset_materialization_events()}
     assert dg.AssetKey(["gold", "ohlc_1m"]) in told
     assert not {key for key in told if key and key.path[0] == "silver"}
+
+
+def test_days_that_bronze_does_not_keep_are_archived(
+    definitions: dg.Definitions,
+    house: Lakehouse,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house.receive(match(1), match(2), received_at=NOON - timedelta(days=2))
+    house.build()
+    house.receive(match(3), received_at=NOON - timedelta(days=3))
+    schedule = definitions.get_repository_def().get_schedule_def("nightly_archive")
+    with dg.build_schedule_context(instance) as context:
+        assert "kept for ever" in schedule.evaluate_tick(context).skip_message
+        monkeypatch.setenv("MEDALLION_ARCHIVE_URL", str(tmp_path))
+        monkeypatch.setenv("MEDALLION_BRONZE_DAYS", "1")
+        assert len(schedule.evaluate_tick(context).run_requests) == 1
+    done = definitions.resolve_job_def("archive_bronze").execute_in_process(instance=instance)
+    [told] = done.asset_materializations_for_node("bronze__archive_files")
+    metadata = {name: entry.value for name, entry in told.metadata.items()}
+    assert metadata.pop("megabytes") >= 0
+    assert metadata == {
+        "days": f"{NOON - timedelta(days=2):%Y-%m-%d}",
+        "rows": 2,
+        "files": 1,
+        "days_that_wait": 1,
+    }
+    assert house.one("select count(*) as n from bronze.coinbase_trades_raw") == {"n": 1}
 
 
 def test_missing_trades_are_fetched_over_rest(

@@ -8,7 +8,15 @@ import dagster as dg
 from dagster_dbt.dbt_manifest import read_manifest_path
 
 from orchestration.bronze import Bronze, look_at_bronze
-from orchestration.project import BRONZE, CANDLES, COINBASE, load_manifest, project, translator
+from orchestration.project import (
+    ARCHIVE,
+    BRONZE,
+    CANDLES,
+    COINBASE,
+    load_manifest,
+    project,
+    translator,
+)
 from warehouse.settings import Role, WarehouseError, WarehouseSettings
 
 coinbase = dg.AssetSpec(
@@ -28,8 +36,8 @@ def tables() -> dict[dg.AssetKey, dg.AssetSpec]:
     }
 
 
-# The candles are fetched by a job of Dagster.
-other_tables = [spec for key, spec in tables().items() if key not in {BRONZE, CANDLES}]
+# Jobs of Dagster's own write the candles and the archive.
+other_tables = [spec for key, spec in tables().items() if key not in {ARCHIVE, BRONZE, CANDLES}]
 
 
 def metadata(seen: Bronze) -> dict[str, Any]:
