@@ -121,7 +121,9 @@ def main() -> None:
         install_packages()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        plain = WarehouseSettings(_env_file=None, pghost=None, medallion_home=folder / "home")
+        plain = WarehouseSettings(
+            _env_file=None, pghost=None, pgport=None, medallion_home=folder / "home"
+        )
         server = EmbeddedServer.of(plain)
         server.start()
         try:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
@@ -144,7 +144,7 @@ async def _run(node: ConnectionInfo, *statements: str) -> None:
 
 
 def _in_database(node: ConnectionInfo) -> ConnectionInfo:
-    return ConnectionInfo(node.host, node.port, "crypto_dw", node.user, node.password)
+    return replace(node, database="crypto_dw")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -267,24 +268,22 @@ def test_a_query_for_one_product_asks_one_shard(spread: Lakehouse) -> None:
 def test_settling_waits_for_a_batch_that_a_worker_has_only_promised(
     spread: Lakehouse, citus: Citus
 ) -> None:
-    node = citus.workers[0].info
-    worker = asyncpg.connect(node.url().replace(f"/{node.database}?", "/crypto_dw?"))
+    node = replace(citus.workers[0].info, database="crypto_dw")
 
     async def run() -> None:
-        promising = await worker
-        settling = await spread.database.connect("medallion_transform")
+        worker = await node.open()
+        transform = await spread.database.connect("medallion_transform")
+        await worker.execute("begin; create table promised (); prepare transaction 'citus_0_1_2_3'")
         try:
-            await promising.execute(
-                "begin; create table public.promised (); prepare transaction 'citus_0_1_2_3'"
-            )
-            settled = asyncio.create_task(settling.fetchval("select bronze.settle()"))
+            settling = asyncio.create_task(transform.fetchval("select bronze.settle()"))
             await asyncio.sleep(1)
-            assert not settled.done()
-            await promising.execute("rollback prepared 'citus_0_1_2_3'")
-            assert await settled == 0
+            waited = not settling.done()
         finally:
-            await promising.close()
-            await settling.close()
+            await worker.execute("rollback prepared 'citus_0_1_2_3'")
+        assert await settling == 0
+        assert waited
+        await worker.close()
+        await transform.close()
 
     asyncio.run(run())
 
