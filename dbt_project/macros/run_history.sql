@@ -100,18 +100,26 @@
     );
     update ops.pipeline_runs
     set
-        end_ts = clock_timestamp(),
+        end_ts = now(),
         status = '{{ 'failed' if errors else 'success' }}',
-        records_processed = (
-            select count(*) from bronze.coinbase_trades_raw
-            where bronze_id > bronze_low and bronze_id <= bronze_high
-        ),
+        records_processed = {{ _frames_read() }},
         models = {{ models | rejectattr('status', 'equalto', 'skipped') | list | length }},
         checks = {{ checks | rejectattr('status', 'equalto', 'skipped') | list | length }},
         error_message = nullif({{ _json_literal(errors[:5] | join('; ')) }} #>> '{}', '')
     where run_id = '{{ invocation_id }}';
     commit;
 {% endmacro %}
+
+
+{# Apart from the update, for Citus joins no local table with a distributed one in it. #}
+{% macro _frames_read() -%}
+    {{ run_query(
+        "select count(*) from bronze.coinbase_trades_raw where bronze_id > ("
+        ~ "select bronze_low from ops.pipeline_runs where run_id = '" ~ invocation_id ~ "'"
+        ~ ") and bronze_id <= ("
+        ~ "select bronze_high from ops.pipeline_runs where run_id = '" ~ invocation_id ~ "')"
+    ).rows[0][0] }}
+{%- endmacro %}
 
 
 {% macro _check_result(result) %}
