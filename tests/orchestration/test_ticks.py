@@ -14,21 +14,6 @@ pytestmark = pytest.mark.postgres18_only
 BRONZE = dg.AssetKey(["bronze", "coinbase_trades_raw"])
 
 
-@pytest.fixture
-def tick(definitions: dg.Definitions, house: Lakehouse, instance: dg.DagsterInstance) -> Any:
-    """Evaluate a sensor as the daemon does."""
-    repository = definitions.get_repository_def()
-
-    def evaluate(name: str, cursor: str | None = None) -> Any:
-        sensor = repository.get_sensor_def(name)
-        with dg.build_sensor_context(
-            instance, cursor=cursor, repository_def=repository, sensor_name=name
-        ) as context:
-            return sensor.evaluate_tick(context)
-
-    return evaluate
-
-
 def built(house: Lakehouse, minutes_ago: int) -> None:
     """Leave what a build leaves that ended so long ago, and read all there is."""
     house.database.execute(
