@@ -40,7 +40,8 @@ order by trades desc, product_id
 # So it is the last ten minutes, or the newest build that had anything to read where that is longer;
 # and half a million frames at most, for a first build may have read a year.
 _NEWEST_TRADES = """
-with finished as (
+-- Materialized, it would read all runs.
+with finished as not materialized (
     select start_ts, bronze_low, bronze_high from ops.pipeline_runs
     where pipeline_name = 'build' and status <> 'running'
 ),
