@@ -85,6 +85,13 @@ def test_frames_that_came_are_told_with_how_bronze_stands(tick: Any, house: Lake
     assert isinstance(again, dg.AssetObservation)
 
 
+def test_an_empty_bronze_is_told_as_such(tick: Any) -> None:
+    [observed] = tick("bronze_watch").asset_events
+    assert isinstance(observed, dg.AssetObservation)
+    assert observed.metadata["frames_not_yet_transformed"].value == 0
+    assert "newest_frame" not in observed.metadata
+
+
 def test_bronze_can_be_looked_at_by_hand(
     definitions: dg.Definitions, house: Lakehouse, instance: dg.DagsterInstance
 ) -> None:
