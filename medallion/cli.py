@@ -73,6 +73,10 @@ postgres = typer.Typer(
     help="The embedded PostgreSQL, which is used while PGHOST is unset.", no_args_is_help=True
 )
 app.add_typer(postgres, name="postgres")
+alerts = typer.Typer(
+    help="Who is told of problems: SLACK_WEBHOOK_URL and ALERT_URLS.", no_args_is_help=True
+)
+app.add_typer(alerts, name="alerts")
 
 console = Console()
 errors = Console(stderr=True)
@@ -590,6 +594,33 @@ def postgres_psql(
     environment = {**os.environ, **connection.environment()}
     done = subprocess.run([psql, *context.args], env=environment, check=False)
     raise typer.Exit(done.returncode)
+
+
+@alerts.command("test")
+def alerts_test() -> None:
+    """Send a message to each target, and tell which did not take it, and why."""
+    from orchestration.defs.alerts.news import Message  # noqa: PLC0415  (--help is quick)
+    from orchestration.defs.alerts.targets import DeliveryError, configured  # noqa: PLC0415
+
+    targets = configured(OrchestrationSettings())
+    if not targets:
+        _fail("Nobody is told of problems: set SLACK_WEBHOOK_URL or ALERT_URLS.", 2)
+    failed = 0
+    for target in targets:
+        try:
+            target.send([Message("This is a test", "Problems of medallion will be told here.")])
+        except DeliveryError as error:
+            failed += 1
+            errors.print(
+                f"{target.name}: not delivered. {error}",
+                style="red",
+                markup=False,
+                soft_wrap=True,
+            )
+        else:
+            console.print(f"{target.name}: delivered.")
+    if failed:
+        raise FailedError(f"{failed} of {len(targets)} targets took no message.")
 
 
 def _of_source(source: str | None) -> dict[str, Any]:

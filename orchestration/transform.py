@@ -19,6 +19,7 @@ import dagster as dg
 import structlog
 from dagster_dbt.core.dbt_cli_event import DbtCoreCliEventMessage
 from dagster_postgres.utils import DagsterPostgresException
+from dbt.artifacts.resources.types import NodeType
 from dbt.artifacts.schemas.run import RunExecutionResult
 from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
@@ -34,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 TARGET: Final = DBT_PROJECT / "target" / "transform"
 ROWS: Final = "rows_written"
+ERROR: Final = "error"
 ASSET_SECONDS: Final = 60.0
 """Between two times that Dagster is told of an asset: of each build, it would be 1.3 GB a day."""
 AGAIN_SECONDS: Final = 1800.0
@@ -122,11 +124,18 @@ class Builder:
             for result in ended.result.results
         }
         events = [told for event in self._events for told in self._told(event, rows)]
-        failures = [
-            f"{result.node.name}: {result.message}"
-            for result in ended.result.results
-            if result.status in FAILED
+        failed = [result for result in ended.result.results if result.status in FAILED]
+        # Of a model that fails dagster-dbt tells nothing: there, the run fails.
+        events += [
+            dg.AssetObservation(
+                translator.get_asset_key(self._manifest["nodes"][result.node.unique_id]),
+                description="The build failed: what stands here is of an earlier one.",
+                metadata={ERROR: str(result.message)},
+            )
+            for result in failed
+            if result.node.resource_type == NodeType.Model
         ]
+        failures = [f"{result.node.name}: {result.message}" for result in failed]
         return Built(seconds, events, failures)
 
     def _told(self, event: dict[str, Any], rows: dict[str, Any]) -> Iterator[Told]:
@@ -145,7 +154,8 @@ class Reporter:
     """Tells Dagster what was built and checked, without a run.
 
     Each event costs it some 20 ms and 5 kB for ever. So an asset is told of once a minute, with all
-    rows that were written since, and a verdict when it changes, and again now and then.
+    rows that were written since, and a verdict, or the error of a model, when it changes, and again
+    now and then.
     """
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
@@ -153,6 +163,7 @@ class Reporter:
         self._untold: dict[dg.AssetKey, dg.AssetMaterialization] = {}
         self._told_at: dict[dg.AssetKey | dg.AssetCheckKey, float] = {}
         self._verdicts: dict[dg.AssetCheckKey, tuple[bool, dg.AssetCheckSeverity]] = {}
+        self._errors: dict[dg.AssetKey, tuple[str, float]] = {}
 
     def report(self, events: Sequence[Told], now: float) -> None:
         """Tell what is due at a time. Where Dagster's storage is away, it hears of it later."""
@@ -169,11 +180,12 @@ class Reporter:
                 if isinstance(event, dg.AssetCheckEvaluation):
                     self._verdict(event, now)
                 elif isinstance(event, dg.AssetObservation):
-                    self._instance.report_runless_asset_event(event)
+                    self._observation(event, now)
         except _STORAGE_AWAY as error:
             log.warning("dagster_not_told", error=str(error))
 
     def _keep(self, event: dg.AssetMaterialization) -> None:
+        self._errors.pop(event.asset_key, None)
         before = self._untold.get(event.asset_key)
         if before is not None and ROWS in event.metadata and ROWS in before.metadata:
             rows = _rows(before) + _rows(event)
@@ -188,6 +200,16 @@ class Reporter:
         self._instance.report_runless_asset_event(check)
         self._verdicts[key] = verdict
         self._told_at[key] = now
+
+    def _observation(self, event: dg.AssetObservation, now: float) -> None:
+        if ERROR not in event.metadata:
+            self._instance.report_runless_asset_event(event)
+            return
+        error = str(event.metadata[ERROR].value)
+        before, told_at = self._errors.get(event.asset_key, (None, now))
+        if error != before or now - told_at >= AGAIN_SECONDS:
+            self._instance.report_runless_asset_event(event)
+            self._errors[event.asset_key] = error, now
 
 
 def _rows(event: dg.AssetMaterialization) -> int:

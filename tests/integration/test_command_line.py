@@ -20,6 +20,7 @@ import structlog
 import medallion.dbt
 from medallion.cli import main
 from tests.conftest import ROOT, Database, Server
+from tests.receiver import receiver
 from warehouse.embedded import BINARIES
 from warehouse.settings import WarehouseSettings
 
@@ -83,6 +84,7 @@ def test_help_names_every_command(run: Run) -> None:
         assert f" {command} " in done.out
     for command in ("start", "stop", "status", "psql"):
         assert f" {command} " in run("postgres", "--help").out
+    assert " test " in run("alerts", "--help").out
 
 
 @pytest.mark.parametrize("command", ["status", "env", "ingest", "dashboard"])
@@ -117,6 +119,47 @@ def test_a_wrong_setting_is_told_with_what_is_accepted(
     assert told in done.told
     assert "Accepted is" in done.told
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("SLACK_WEBHOOK_URL", "hooks.slack.com/SECRET", "it is no http:// or https:// URL"),
+        ("ALERT_URLS", "json://localhost/ok foo://SECRET", "URL 2 in it is none that Apprise"),
+        ("ALERT_URLS", "SECRET", "URL 1 in it is none that Apprise"),
+    ],
+)
+def test_a_wrong_target_of_alerts_is_told_without_printing_it(
+    run: Run, setting: str, value: str, told: str
+) -> None:
+    done = run("alerts", "test", **{setting: value})
+    assert done.code == 2
+    assert f"{setting} is '***' (" in done.told
+    assert told in done.told
+    assert "SECRET" not in done.out + done.err
+
+
+def test_each_target_of_alerts_is_tried_and_told_why_it_failed(
+    run: Run, unused_tcp_port: int
+) -> None:
+    assert "set SLACK_WEBHOOK_URL or ALERT_URLS" in run("alerts", "test").told
+    with receiver() as posts:
+        posts.answers = {"/services/SECRET": 403}
+        targets = {
+            "SLACK_WEBHOOK_URL": posts.url("/services/SECRET"),
+            "ALERT_URLS": f"{posts.url('/hooks/SECRET', 'json')}, "
+            f"json://user:SECRET@127.0.0.1:{unused_tcp_port}/SECRET",
+        }
+        done = run("alerts", "test", **targets)
+        assert done.code == 1
+        assert "SLACK_WEBHOOK_URL: not delivered. It answered 403: no_service /***" in done.told
+        assert "ALERT_URLS 1 (JSON): delivered." in done.out
+        assert "ALERT_URLS 2 (JSON): not delivered. A Connection error occurred" in done.told
+        assert "SECRET" not in done.out + done.err
+        [post] = posts.take("/hooks/SECRET")
+        assert "This is a test" in post["title"]
+        posts.answers = {}
+        assert run("alerts", "test", SLACK_WEBHOOK_URL=targets["SLACK_WEBHOOK_URL"]).code == 0
 
 
 def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) -> None:

@@ -42,10 +42,12 @@ other_tables = [spec for key, spec in tables().items() if key not in {ARCHIVE, B
 
 def metadata(seen: Bronze) -> dict[str, Any]:
     """Return what the UI shows of bronze."""
-    newest = {"newest_frame": dg.MetadataValue.timestamp(seen.received_at)}
+    newest = {}
+    if seen.received_at is not None:
+        newest["newest_frame"] = dg.MetadataValue.timestamp(seen.received_at)
     return {
         "dagster/row_count": seen.estimated_rows,
-        **(newest if seen.received_at else {}),
+        **newest,
         "frames_not_yet_transformed": seen.lag,
         "open_gaps": seen.open_gaps,
         "missing_trades": seen.missing_trades,
