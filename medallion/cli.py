@@ -31,12 +31,14 @@ from ingestion.errors import (
     IngestionError,
 )
 from ingestion.settings import IngestionSettings, explain
+from medallion import bi as bi_tools
 from medallion.errors import FailedError
 from medallion.logs import log_to
 from orchestration.settings import OrchestrationSettings
 from warehouse.settings import (
     PROJECT_ROOT,
     ArchiveError,
+    ConnectionInfo,
     Role,
     WarehouseError,
     WarehouseSettings,
@@ -521,13 +523,7 @@ def env(
     In a POSIX shell: eval "$(medallion env)"; in PowerShell: medallion env | Invoke-Expression.
     """
     connection = WarehouseSettings().connection(role.role)
-    if role is not WhoConnects.ADMIN and connection.user != role.role.value:
-        errors.print(
-            f"MEDALLION_{role.name}_PASSWORD is not set: this is PGUSER ({connection.user}), with "
-            "all that it may do.",
-            style="yellow",
-            soft_wrap=True,
-        )
+    _warn_of_more_rights(role, connection)
     for name, value in connection.environment().items():
         if shell is Shell.POSIX:
             quoted = value.replace("'", "'\\''")
@@ -535,6 +531,25 @@ def env(
         else:
             quoted = value.replace("'", "''")
             typer.echo(f"$Env:{name} = '{quoted}'")
+
+
+@app.command()
+def bi(
+    show_password: Annotated[
+        bool, typer.Option("--show-password", help="Print the password, too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Print what to type into Power BI, Metabase and other BI tools, to read gold."""
+    connection = WarehouseSettings().connection(Role.READER)
+    _warn_of_more_rights(WhoConnects.READER, connection)
+    tools = bi_tools.values(connection, show_password=show_password)
+    if as_json:
+        typer.echo(json.dumps(tools, indent=2))
+    else:
+        bi_tools.show(console, tools)
+        if not show_password:
+            console.print("`medallion bi --show-password` shows the password.")
 
 
 @app.command()
@@ -621,6 +636,17 @@ def alerts_test() -> None:
             console.print(f"{target.name}: delivered.")
     if failed:
         raise FailedError(f"{failed} of {len(targets)} targets took no message.")
+
+
+def _warn_of_more_rights(who: WhoConnects, connection: ConnectionInfo) -> None:
+    """Tell where a role has no password of its own, and PGUSER connects in its place."""
+    if who is not WhoConnects.ADMIN and connection.user != who.role.value:
+        errors.print(
+            f"MEDALLION_{who.name}_PASSWORD is not set: this is PGUSER ({connection.user}), with "
+            "all that it may do.",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def _of_source(source: str | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ INVARIANTS = {f"{candles}_invariants" for candles in CANDLES}
 IN_HISTORY = "_in_all_history"
 ROLL_UPS_IN_HISTORY = {name + IN_HISTORY for name in ROLL_UPS}
 AGREES = {"ohlc_1m_agrees_with_trades", "ohlc_1m_agrees_with_trades" + IN_HISTORY}
+DATES = {f"{days}_has_its_dates{IN_HISTORY}" for days in ("daily_kpis", "completeness")}
 COMPLETENESS = {"completeness_agrees_with_candles"}
 FRESHNESS = {"bronze_freshness", "bronze_volume_5m", "silver_freshness", "ohlc_1m_is_recent"}
 # As if no check had passed yet: those of new rows read every row.
@@ -213,7 +214,8 @@ SPOILED = {
             "ohlc_1d_rolls_up" + IN_HISTORY,
             "daily_kpis_agree_with_candles",
         }
-        | COMPLETENESS,
+        | COMPLETENESS
+        | DATES,
     ),
     "day_lost": Spoiled(
         UNCHECK + "delete from gold.daily_kpis where product_id = 'ETH-USD'",
@@ -221,7 +223,7 @@ SPOILED = {
     ),
     "day_that_no_candle_has": Spoiled(
         UNCHECK + "update gold.daily_kpis set day = day + 1000",
-        {"daily_kpis_agree_with_candles"},
+        {"daily_kpis_agree_with_candles", "daily_kpis_has_its_dates" + IN_HISTORY},
     ),
     "high_below_low": Spoiled(
         UNCHECK

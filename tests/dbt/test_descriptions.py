@@ -100,6 +100,30 @@ def test_tables_have_the_columns_types_and_comments_that_are_described(
     assert in_database == described
 
 
+def test_every_table_and_column_has_a_comment_that_tools_show(lakehouse: Lakehouse) -> None:
+    lakehouse.build()
+    bare = lakehouse.rows(
+        """
+        with commented as (
+            select attrelid as oid, attnum, attname from pg_attribute
+            where attnum > 0 and not attisdropped
+            union all
+            select oid, 0, 'the table' from pg_class
+        )
+
+        select concat_ws('.', relnamespace::regnamespace, relname, attname) as name
+        from pg_class
+        inner join commented using (oid)
+        where
+            relnamespace::regnamespace::text in ('bronze', 'silver', 'gold', 'ops')
+            and relkind in ('r', 'p', 'v')
+            and not relispartition
+            and col_description(oid, attnum) is null
+        """
+    )
+    assert bare == []
+
+
 def test_the_lineage_leads_from_bronze_to_every_report(dbt: Dbt) -> None:
     parents = dbt.manifest.parent_map
     reports = {f"model.medallion.{path.stem}" for path in PROJECT.glob("models/gold/*.sql")}

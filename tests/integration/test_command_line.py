@@ -18,11 +18,12 @@ import pytest
 import structlog
 
 import medallion.dbt
+from medallion.bi import MASK
 from medallion.cli import main
 from tests.conftest import ROOT, Database, Server
 from tests.receiver import receiver
 from warehouse.embedded import BINARIES
-from warehouse.settings import WarehouseSettings
+from warehouse.settings import ConnectionInfo, WarehouseSettings
 
 Run = Callable[..., "Done"]
 
@@ -79,7 +80,8 @@ def test_help_names_every_command(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
     for command in (
-        "demo", "ingest", "dashboard", "simulate", "migrate", "deps", "postgres", "env", "status",
+        "demo", "ingest", "dashboard", "simulate", "migrate", "deps", "postgres", "env", "bi",
+        "status",
     ):  # fmt: skip
         assert f" {command} " in done.out
     for command in ("start", "stop", "status", "psql"):
@@ -87,7 +89,7 @@ def test_help_names_every_command(run: Run) -> None:
     assert " test " in run("alerts", "--help").out
 
 
-@pytest.mark.parametrize("command", ["status", "env", "ingest", "dashboard"])
+@pytest.mark.parametrize("command", ["status", "env", "bi", "ingest", "dashboard"])
 def test_without_a_database_it_says_how_to_get_one(run: Run, command: str) -> None:
     done = run(command)
     assert done.code == 2
@@ -241,6 +243,35 @@ def test_migrate_makes_a_database_and_does_nothing_the_second_time(
     assert first.code == 0, first.err
     assert first.out.count("applied ") == len(list((ROOT / "warehouse/migrations").glob("*.sql")))
     assert run_here("migrate", PGDATABASE="made_by_migrate").out == "Nothing to do.\n"
+
+
+def test_bi_keeps_the_password_to_itself_unless_asked(run_here: Run, database: Database) -> None:
+    password = database.password("medallion_reader")
+    masked, as_json = run_here("bi"), run_here("bi", "--json")
+    assert password not in masked.out + as_json.out
+    assert json.loads(as_json.out)["power_bi"]["Password"] == MASK
+    assert f" {password}\n" in run_here("bi", "--show-password").out
+    tools = json.loads(run_here("bi", "--show-password", "--json").out)
+    assert tools["power_bi"]["Server"] == f"127.0.0.1:{database.port}"
+    assert tools["metabase"]["Password"] == password
+
+
+async def test_bi_tells_how_a_reader_connects(run_here: Run, database: Database) -> None:
+    told = json.loads(run_here("bi", "--show-password", "--json").out)["postgresql"]
+    schemas = told.pop("schemas").split(", ")
+    connection = await ConnectionInfo(**told | {"port": int(told["port"])}).connect()
+    readable = "select has_schema_privilege(unnest($1::text[]), 'usage') as readable"
+    assert [row["readable"] for row in await connection.fetch(readable, schemas)] == [True, True]
+    assert await connection.fetchval("select current_user") == "medallion_reader"
+    await connection.close()
+
+
+def test_bi_tells_when_it_is_no_mere_reader(run: Run) -> None:
+    server = {"PGHOST": "::1", "PGUSER": "root", "PGPASSWORD": "x", "PGSSLMODE": "require"}
+    done = run("bi", "--json", **server)
+    assert "MEDALLION_READER_PASSWORD is not set" in done.told
+    power_bi = json.loads(done.out)["power_bi"]
+    assert (power_bi["Server"], power_bi["Encrypt connections"]) == ("[::1]:5432", "on")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the other shell")
