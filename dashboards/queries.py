@@ -399,7 +399,7 @@ RECONCILIATION: Final = """
 with newest as (
     select product_id, granularity, bucket, is_whole, verdict from gold.candle_reconciliation
     order by bucket desc
-    limit 5000
+    limit 3000
 )
 select product_id, granularity, count(*) filter (where is_whole and verdict = 'agrees') as agree,
        count(*) filter (where is_whole and verdict <> 'agrees') as differ,

@@ -153,7 +153,7 @@ def show_quality(
     with right:
         st.html(
             block(
-                title("Candles against the exchange's", "of the newest 5,000 compared"),
+                title("Candles against the exchange's", "of the newest 3,000 compared"),
                 _reconciliation(quality.reconciliation, zone),
             )
         )

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.postgres18_only
 PRODUCTS = ("BTC-USD", "ETH-USD")
 TRADES = 100_000
 # More than a day has trades or candles, and far less than there are.
-READ_AT_MOST = 4_000
+READ_AT_MOST = 5_000
 # The 20,000 frames that it looks at, for each of three sources; there are 200,000.
 ARRIVALS_READ_AT_MOST = 60_010
 HOUR = 3600

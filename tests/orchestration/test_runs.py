@@ -34,8 +34,8 @@ def test_a_run_builds_the_marts_and_tells_rows_and_verdicts(
         for event in done.get_asset_materialization_events()
         if event.asset_key
     }
-    assert {key.split("/")[0] for key in told} == {"silver", "gold"}
-    assert len(told) == 18
+    assert {key.split("/")[0] for key in told} == {"silver", "gold", "ops"}
+    assert len(told) == 21
     assert told["gold/ohlc_1m"].metadata["dagster/row_count"].value == 2
     assert "dagster/row_count" not in told["silver/stg_coinbase__trades"].metadata
     verdicts = {check.check_name: check for check in done.get_asset_check_evaluations()}
