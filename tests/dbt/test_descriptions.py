@@ -23,6 +23,8 @@ def ours(dbt: Dbt) -> Iterator[tuple[str, Any]]:
         manifest.sources,
         manifest.macros,
         manifest.exposures,
+        manifest.metrics,
+        manifest.semantic_models,
         manifest.groups,
         manifest.unit_tests,
     ):

@@ -1,19 +1,25 @@
-"""The queries and measures of `dashboards/*.md`: read from there, and held against the trades."""
+"""What BI tools are given: the measures of `dashboards/*.md`, and the metrics of dbt."""
 
 from __future__ import annotations
 
+import csv
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT, Server
-from tests.dbt.conftest import Dbt, Lakehouse, match
+from tests.dbt.conftest import PROJECT, Dbt, Lakehouse, match
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -25,6 +31,7 @@ DAYS = 10
 START = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(days=DAYS)
 # Between two trades. One product has none in the last days.
 MINUTES = {"BTC-USD": 7, "ETH-USD": 11, "PEPE-USD": 4500}
+MISSING = ("ETH-USD", 500)
 
 
 def sections(tool: str) -> dict[str, dict[str, str]]:
@@ -48,6 +55,7 @@ def trades() -> list[dict[str, Any]]:
         }
         for product_id, minutes in MINUTES.items()
         for number in range(1, DAYS * 1440 // minutes)
+        if (product_id, number) != MISSING
     ]
 
 
@@ -67,6 +75,7 @@ def market(server: Server, dbt: Dbt) -> Lakehouse:
     ]
     bad = [match(10**6 + n, price="abc") for n in range(100)]
     lakehouse.receive(*frames[:-1], *bad)
+    lakehouse.record_gap(f"{{[{MISSING[1]},{MISSING[1]}]}}", product_id=MISSING[0])
     assert lakehouse.build().warned
     lakehouse.receive(frames[-1])
     lakehouse.build()
@@ -211,3 +220,53 @@ def test_each_relation_leads_to_exactly_one_row(market: Lakehouse) -> None:
                 f"inner join gold.{one} as one on many.{foreign_key} = one.{key}"
             )
             assert counted["rows"] == counted["many"] > 0, (many, one)
+
+
+def test_metrics_equal_the_sql_that_they_stand_for(
+    market: Lakehouse, dbt: Dbt, tmp_path: Path
+) -> None:
+    for name in ("dbt_project.yml", "packages.yml", "profiles.yml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / "target").mkdir()
+    shutil.copy(dbt.target / "semantic_manifest.json", tmp_path / "target")
+    metrics = ["volume", "trade_count", "vwap", "price_change_pct", "completeness"]
+    table = tmp_path / "metrics.csv"
+    query = ["--metrics", ",".join(metrics), "--group-by", "product,metric_time__week"]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("mf"), "query", *query, "--csv", table],
+        cwd=tmp_path,
+        env={**os.environ, **market.transform.environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with table.open() as lines:
+        found = {
+            (row["product"], row["metric_time__week"][:10]): [float(row[name]) for name in metrics]
+            for row in csv.DictReader(lines)
+        }
+    weeks = market.rows(
+        """
+        select
+            product_id,
+            week_start::text as week,
+            sum(kpis.volume) as volume,
+            sum(kpis.trades) as trade_count,
+            sum(kpis.quote_volume) / sum(kpis.volume) as vwap,
+            (array_agg(kpis.open order by day))[1] as open,
+            (array_agg(kpis.close order by day desc))[1] as close,
+            sum(complete.trades) / sum(complete.trades + complete.missing) as completeness
+        from gold.daily_kpis as kpis
+        inner join gold.trade_completeness as complete using (product_id, day)
+        inner join gold.dim_dates using (day)
+        group by product_id, week_start
+        """
+    )
+    for row in weeks:
+        row["price_change_pct"] = change(row["open"], row["close"])
+    assert found == {
+        (row["product_id"], row["week"]): pytest.approx([float(row[name]) for name in metrics])
+        for row in weeks
+    }
+    assert min(row["completeness"] for row in weeks) < 1
