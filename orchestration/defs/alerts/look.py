@@ -86,7 +86,7 @@ from unnest($1::text[]) as known (name)
 cross join lateral (
     select check_name, table_name, status, details from ops.dq_check_results
     where check_name = known.name and status <> 'skipped'
-    order by id desc
+    order by check_ts desc
     limit 1
 ) as newest
 where newest.status in ('fail', 'error')
