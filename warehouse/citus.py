@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 import asyncpg
 
-from warehouse.settings import WarehouseError
+from warehouse.settings import LOGIN_ROLES, WarehouseError
 
 # A string: the type is generic in the stubs only.
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -20,14 +20,13 @@ DISTRIBUTED: Final = ("bronze.coinbase_trades_raw",)
 
 # The coordinator connects to the workers as whoever asks it, the owner of its functions included.
 # Without a password, that is possible only where pg_hba.conf lets the nodes in among themselves.
-_LET_ROLES_IN = """
+_ROLES: Final = ("medallion_owner", *LOGIN_ROLES)
+_LET_ROLES_IN = f"""
     do $$
     declare
         role_name text;
     begin
-        foreach role_name in array array[
-            'medallion_owner', 'medallion_ingest', 'medallion_transform', 'medallion_reader'
-        ]
+        foreach role_name in array string_to_array('{" ".join(_ROLES)}', ' ')
         loop
             if exists (select from pg_roles where rolname = role_name) then
                 execute format('alter role %I login', role_name);

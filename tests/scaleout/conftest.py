@@ -184,7 +184,7 @@ def citus(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     request.config.stash[VERSIONS] = f"{', '.join(versions)}; {len(nodes) - 1} workers"
     passwords = {
         f"medallion_{role}_password": secrets.token_urlsafe(12)
-        for role in ("ingest", "transform", "reader")
+        for role in ("ingest", "transform", "reader", "archive")
     }
     settings = WarehouseSettings(
         medallion_home=tmp_path_factory.mktemp("home"),
