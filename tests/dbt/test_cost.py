@@ -23,7 +23,7 @@ pytestmark = pytest.mark.postgres18_only
 PRODUCTS = ("BTC-USD", "ETH-USD")
 TRADES = 100_000
 # More than a day has trades or candles, and far less than there are.
-READ_AT_MOST = 5_000
+READ_AT_MOST = 4_000
 # The 20,000 frames that it looks at, for each of three sources; there are 200,000.
 ARRIVALS_READ_AT_MOST = 60_010
 HOUR = 3600
@@ -33,7 +33,8 @@ select
     set_config('medallion.window_high', high::text, false)
 from ops.model_watermarks where model = %s
 """
-# A month of a product: each 4,000th trade is missing, each 4,001st has a price that is none.
+# A month of a product, up to now: a trade long after all others would have every candle between
+# judged again. Each 4,000th trade is missing, each 4,001st has a price that is none.
 HISTORY = """
 insert into bronze.coinbase_trades_raw
 (received_at, source, channel, session_id, product_id, payload)
@@ -43,7 +44,8 @@ select
         'type', 'match', 'trade_id', n, 'product_id', '{product_id}', 'side', 'sell',
         'size', '0.5', 'price', case when n % 4000 = 1 then 'x' else '100' end,
         'time', to_char(
-            now() - interval '30 days' + n * interval '25 seconds', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
+            now() - interval '30 days' + n * interval '25.9 seconds',
+            'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
         )
     )
 from generate_series(2, {trades}) as n
