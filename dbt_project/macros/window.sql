@@ -93,7 +93,7 @@
         {% set node = graph.sources.get(unique_id) or graph.nodes.get(unique_id) %}
         {% if node and node.resource_type == 'model' and node.config.materialized == 'view' %}
             {% do names.extend(window_inputs(node.depends_on.nodes)) %}
-        {% elif node %}
+        {% elif node and 'reference' not in node.tags %}
             {% do names.append(watermark_name(node)) %}
         {% endif %}
     {% endfor %}

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from tests.dbt.conftest import Dbt, Lakehouse, advanced_frame, match
+from tests.dbt.conftest import Dbt, Lakehouse, advanced_frame, match, product
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -80,7 +80,10 @@ def rows_read(lakehouse: Lakehouse, table: str, sql: str) -> Counter[str]:
 def test_models_and_checks_read_the_new_rows_alone(lakehouse: Lakehouse, dbt: Dbt) -> None:
     for product_id in PRODUCTS:
         lakehouse.database.execute(HISTORY.format(product_id=product_id, trades=TRADES))
-    lakehouse.build("--vars", "{gap_grace_seconds: 0}")
+    for hour in (0, 1):
+        versions = (product(each, min_market_funds=str(hour)) for each in PRODUCTS)
+        lakehouse.list_products(*versions, hour=hour)
+        lakehouse.build("--vars", "{gap_grace_seconds: 0}")
     lakehouse.database.execute("vacuum analyze")
     new = [match(TRADES + n, at=12 * HOUR + n) for n in range(1, 50)]
     lakehouse.receive(*new[:-9])

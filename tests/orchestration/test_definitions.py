@@ -96,6 +96,7 @@ def test_marts_take_new_rows_hourly_and_everything_is_checked_at_night(
         "build_marts": "5 * * * *",
         "check_everything": "30 3 * * *",
         "repair_gaps": "20 * * * *",
+        "product_catalogue": "0 * * * *",
     }
 
 

@@ -15,7 +15,7 @@ import structlog
 from orchestration.bronze import look_at_bronze
 from orchestration.transform import AGAIN_SECONDS, ASSET_SECONDS, Reporter
 from tests.conftest import Command, Database, Server
-from tests.dbt.conftest import Lakehouse, match
+from tests.dbt.conftest import Lakehouse, match, product
 from warehouse.settings import WarehouseError
 
 pytestmark = pytest.mark.postgres18_only
@@ -100,7 +100,13 @@ def test_new_trades_reach_gold_until_it_is_stopped(
         house.receive(match(1))
         command.wait_for(lambda: candles() == 1)
         command.wait_for(lambda: builds(command) == 2)
-        assert house.one("select count(*) as n from ops.pipeline_runs") == {"n": 2}
+        house.list_products(product("BTC-USD"))
+        command.wait_for(lambda: builds(command) == 3)
+        assert house.one("select product_id from gold.dim_products") == {"product_id": "BTC-USD"}
+        runs = house.rows("select models from ops.pipeline_runs order by start_ts")
+        # The catalogue is left out while no new one has come.
+        everything, *without, again = [run["models"] for run in runs]
+        assert (without, again) == ([everything - 3], everything)
 
         server.embedded.stop()
         try:
@@ -113,10 +119,10 @@ def test_new_trades_reach_gold_until_it_is_stopped(
         code = command.end(signal.SIGTERM)
 
     assert code == 0
-    assert "Stopped after 3 builds." in command.said
+    assert "Stopped after 4 builds." in command.said
     assert "Traceback" not in command.said
     # Nothing new, nothing built.
-    assert house.rows("select status from ops.pipeline_runs") == [{"status": "success"}] * 3
+    assert house.rows("select status from ops.pipeline_runs") == [{"status": "success"}] * 4
     with dg.DagsterInstance.from_config(str(server.settings.medallion_home / "dagster")) as told:
         assert sum(rows_told(told)) == 2
         assert verdicts_told(told) == [True]

@@ -2,7 +2,7 @@
 set local role medallion_owner;
 
 -- A row is a whole answer: only so can be seen which products are gone. Compressed, an answer about 700
--- products takes some 30 kB.
+-- products takes some 20 kB.
 create table bronze.coinbase_products_raw (
     catalogue_id bigint generated always as identity primary key,
     received_at timestamptz not null,

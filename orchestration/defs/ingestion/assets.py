@@ -8,7 +8,7 @@ import dagster as dg
 from dagster_dbt.dbt_manifest import read_manifest_path
 
 from orchestration.bronze import Bronze, look_at_bronze
-from orchestration.project import BRONZE, COINBASE, load_manifest, project, translator
+from orchestration.project import BRONZE, COINBASE, PRODUCTS, load_manifest, project, translator
 from warehouse.settings import Role, WarehouseError, WarehouseSettings
 
 coinbase = dg.AssetSpec(
@@ -19,7 +19,7 @@ coinbase = dg.AssetSpec(
 )
 
 
-def _tables() -> dict[dg.AssetKey, dg.AssetSpec]:
+def tables() -> dict[dg.AssetKey, dg.AssetSpec]:
     """Describe bronze as dbt's sources do."""
     manifest = read_manifest_path(load_manifest())
     specs = (translator.get_asset_spec(manifest, name, project) for name in manifest["sources"])
@@ -28,7 +28,7 @@ def _tables() -> dict[dg.AssetKey, dg.AssetSpec]:
     }
 
 
-other_tables = [spec for key, spec in _tables().items() if key != BRONZE]
+other_tables = [spec for key, spec in tables().items() if key not in {BRONZE, PRODUCTS}]
 
 
 def metadata(seen: Bronze) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def metadata(seen: Bronze) -> dict[str, Any]:
 
 @dg.multi_observable_source_asset(  # type: ignore[untyped-decorator]  # (dagster has no type for it)
     specs=[
-        _tables()[BRONZE].replace_attributes(
+        tables()[BRONZE].replace_attributes(
             # As dbt has it of its source.
             freshness_policy=dg.FreshnessPolicy.time_window(
                 warn_window=timedelta(minutes=10), fail_window=timedelta(minutes=60)
