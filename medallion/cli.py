@@ -276,6 +276,31 @@ def reconcile(source: Source = None) -> None:
 
 
 @app.command()
+def products(source: Source = None) -> None:
+    """Fetch the exchange's list of products into bronze, once. Dagster does so each hour."""
+    from ingestion.catalogue import fetch_catalogue  # noqa: PLC0415  (--help is quick)
+    from ingestion.coinbase.rest import RestClient  # noqa: PLC0415
+
+    settings = IngestionSettings(**_of_source(source))
+    info = WarehouseSettings().connection(Role.INGEST)
+
+    async def run() -> None:
+        connection = await info.connect()
+        try:
+            async with RestClient(settings.rest_url) as rest:
+                fetched = await fetch_catalogue(rest, connection)
+        finally:
+            await connection.close()
+        console.print(f"{fetched.products:,} products saved.")
+        if fetched.refused:
+            console.print(
+                f"{fetched.refused:,} that jsonb can't hold are in bronze.coinbase_frames_rejected."
+            )
+
+    asyncio.run(run())
+
+
+@app.command()
 def transform(
     every: Annotated[
         str,

@@ -14,9 +14,10 @@
 
 
 {# On Citus the rows that are new wait in a view, not in a table: so they go from shard to shard, and
-   none comes to the coordinator. #}
+   none comes to the coordinator. A snapshot is small, and changes while it is read: it stays a table
+   of the coordinator. #}
 {% macro postgres__create_table_as(temporary, relation, sql) -%}
-    {%- if not is_citus() -%}
+    {%- if not is_citus() or model.resource_type == 'snapshot' -%}
         {{ dbt.postgres__create_table_as(temporary, relation, sql) }}
     {%- elif temporary -%}
         {%- if config.get('contract').enforced -%}

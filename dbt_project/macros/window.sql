@@ -113,7 +113,7 @@
             {% do names.append('bronze.coinbase_trades_raw') %}
         {% elif node and node.resource_type == 'model' and node.config.materialized == 'view' %}
             {% do names.extend(window_inputs(node.depends_on.nodes)) %}
-        {% elif node %}
+        {% elif node and 'reference' not in node.tags %}
             {% do names.append(watermark_name(node)) %}
         {% endif %}
     {% endfor %}

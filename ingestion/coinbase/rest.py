@@ -39,7 +39,7 @@ class RestRefusedError(IngestionError):
 
 
 class UnreadablePageError(Exception):
-    """An answer holds trades, and none of them can be read."""
+    """An answer holds trades or products, and none of them can be read."""
 
 
 class RestTrade(NamedTuple):
@@ -71,7 +71,7 @@ class _TradeFields(msgspec.Struct):
 
 _page = msgspec.json.Decoder(list[msgspec.Raw])
 _trade = msgspec.json.Decoder(_TradeFields)
-_products = msgspec.json.Decoder(list[Product])
+_product = msgspec.json.Decoder(Product)
 
 
 class RestClient:
@@ -138,7 +138,16 @@ class RestClient:
             RestRefusedError: the exchange doesn't tell.
 
         """
-        return await self._get("/products", {}, _products.decode)
+        return await self._get("/products", {}, _read_products)
+
+    async def catalogue(self) -> list[bytes]:
+        """Return all products as they came, those that can't be read included.
+
+        Raises:
+            RestRefusedError: the exchange doesn't tell.
+
+        """
+        return await self._get("/products", {}, _read_catalogue)
 
     async def candles(
         self, product_id: str, granularity: int, first: datetime, last: datetime
@@ -215,18 +224,33 @@ def _read_candles(body: bytes) -> bytes:
 
 
 def _read_trades(body: bytes) -> list[RestTrade]:
-    trades, unreadable = [], []
-    payloads = _page.decode(body)
-    for payload in payloads:
+    read = _read_each(body, _trade, "trades")
+    return [RestTrade(fields.trade_id, fields.time, payload) for fields, payload in read]
+
+
+def _read_products(body: bytes) -> list[Product]:
+    return [product for product, _ in _read_each(body, _product, "products")]
+
+
+def _read_catalogue(body: bytes) -> list[bytes]:
+    if not _read_products(body):
+        # Taken for true, it would delist them all.
+        raise UnreadablePageError("it names no product")
+    return [bytes(payload) for payload in _page.decode(body)]
+
+
+def _read_each(body: bytes, decoder: msgspec.json.Decoder[_T], what: str) -> list[tuple[_T, bytes]]:
+    """Read a list, and leave out what can't be read of it, unless that is everything."""
+    read, unreadable = [], []
+    for payload in _page.decode(body):
         try:
-            fields = _trade.decode(payload)
-        except msgspec.MsgspecError as error:
+            read.append((decoder.decode(payload), bytes(payload)))
+        # What is no UTF-8 raises an error of its own.
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             unreadable.append(f"{error}: {bytes(payload)[:100]!r}")
-        else:
-            trades.append(RestTrade(fields.trade_id, fields.time, bytes(payload)))
     if unreadable:
-        if not trades:
-            raise UnreadablePageError(f"no trade of it can be read: {unreadable[0]}")
-        # They stay missing: the exchange is asked for them again, and in the end that is told.
-        log.warning("rest_trades_unreadable", trades=len(unreadable), first=unreadable[0])
-    return trades
+        if not read:
+            raise UnreadablePageError(f"none of its {what} can be read: {unreadable[0]}")
+        # Trades stay missing: the exchange is asked for them again, and in the end that is told.
+        log.warning(f"rest_{what}_unreadable", **{what: len(unreadable)}, first=unreadable[0])
+    return read

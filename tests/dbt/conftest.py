@@ -136,6 +136,14 @@ class Lakehouse:
             role="medallion_ingest",
         )
 
+    def list_products(self, *products: Any, hour: float = 0) -> None:
+        """Append a catalogue of the exchange, of so many hours after yesterday's noon."""
+        self.database.fetch(
+            "insert into bronze.coinbase_products_raw (received_at, payload) values ($1, $2)",
+            NOON + timedelta(hours=hour),
+            json.dumps(products),
+        )
+
     def record_gap(
         self, missing: str = "{}", absent: str = "{}", product_id: str = "BTC-USD", **columns: Any
     ) -> None:
@@ -210,6 +218,21 @@ def match(trade_id: int, /, **fields: Any) -> dict[str, Any]:
         "time": f"{NOON + timedelta(seconds=at):%Y-%m-%dT%H:%M:%S.%fZ}",
     } | fields
     return {name: value for name, value in frame.items() if value is not None}
+
+
+def product(product_id: str, /, **fields: Any) -> dict[str, Any]:
+    """Return a product that is traded, as the exchange lists it."""
+    base_currency, _, quote_currency = product_id.partition("-")
+    return {
+        "id": product_id,
+        "base_currency": base_currency,
+        "quote_currency": quote_currency,
+        "base_increment": "0.00000001",
+        "quote_increment": "0.01",
+        "display_name": product_id,
+        "status": "online",
+        "trading_disabled": False,
+    } | fields
 
 
 def advanced_frame(*matches: dict[str, Any]) -> dict[str, Any]:

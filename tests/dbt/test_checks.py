@@ -10,7 +10,7 @@ import pytest
 
 from tests.candles import candles
 from tests.conftest import Server
-from tests.dbt.conftest import NOON, Build, Dbt, Lakehouse, exchange_candle, match
+from tests.dbt.conftest import NOON, Build, Dbt, Lakehouse, exchange_candle, match, product
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -24,6 +24,7 @@ AGREES = {"ohlc_1m_agrees_with_trades", "ohlc_1m_agrees_with_trades" + IN_HISTOR
 DATES = {f"{days}_has_its_dates{IN_HISTORY}" for days in ("daily_kpis", "completeness")}
 COMPLETENESS = {"completeness_agrees_with_candles"}
 FRESHNESS = {"bronze_freshness", "bronze_volume_5m", "silver_freshness", "ohlc_1m_is_recent"}
+CATALOGUE = {"catalogue_is_recent"}
 # As if no check had passed yet: those of new rows read every row.
 UNCHECK = "update ops.model_watermarks set checked = 0;"
 
@@ -58,6 +59,8 @@ def good_build(server: Server, dbt: Dbt) -> Iterator[Build]:
     for candle in candles(frames, "ohlc_1m"):
         told = exchange_candle(candle)
         lakehouse.answer(candle.bucket, candle.bucket, told, product_id=candle.product_id)
+    hours = (datetime.now(UTC) - NOON) / timedelta(hours=1)
+    lakehouse.list_products(product("BTC-USD"), product("ETH-USD"), hour=hours)
     build = lakehouse.dbt("build", "--selector", "full")
     server.maintain(f"create database {GOOD} template {lakehouse.database.name}")
     yield build
@@ -351,6 +354,30 @@ SPOILED = {
             "top_movers_no_duplicates",
         },
     ),
+    "product_that_no_catalogue_names": Spoiled(
+        UNCHECK + "delete from silver.products where product_id = 'ETH-USD'",
+        {"trades_of_unknown_products", "catalogue_is_readable"},
+    ),
+    "catalogue_of_yesterday": Spoiled(
+        "set session_replication_role = replica; update bronze.coinbase_products_raw "
+        "set received_at = received_at - interval '1 day 1 second'",
+        CATALOGUE,
+    ),
+    "increment_that_is_none": Spoiled(
+        "update silver.products set quote_increment = 0 where product_id = 'ETH-USD'",
+        {"catalogue_is_readable"},
+    ),
+    "two_versions_at_a_time": Spoiled(
+        append("silver.products", "valid_from = valid_from + interval '1 second'"),
+        {"products_have_one_version_at_a_time"},
+    ),
+    "product_twice": Spoiled(append("gold.dim_products"), {"dim_products_no_duplicates"}),
+    "trade_off_the_increments": Spoiled(
+        "insert into gold.off_increment_trades select product_id, trade_minute, trade_id, "
+        "trade_time, price, 0.03, true, size, 1, true, bronze_id "
+        "from silver.coinbase_trades where trade_id = 77 limit 1;" + UNCHECK,
+        {"trades_fit_their_increments"},
+    ),
     "nothing_received_for_ten_minutes": Spoiled(
         # A superuser alone can pass by the trigger that keeps bronze as it was received.
         "set session_replication_role = replica; update bronze.coinbase_trades_raw "
@@ -389,7 +416,7 @@ def test_old_data_warns_and_stops_nothing(lakehouse: Lakehouse, dbt: Dbt) -> Non
     hours_ago = datetime.now(UTC) - timedelta(hours=3)
     lakehouse.receive(*(match(trade_id) for trade_id in range(1, 9)), received_at=hours_ago)
     build = lakehouse.dbt("build")
-    assert (build.warned, build.failed) == (FRESHNESS, set())
+    assert (build.warned, build.failed) == (FRESHNESS | CATALOGUE, set())
     assert lakehouse.one("select trades from gold.daily_kpis") == {"trades": 8}
     assert lakehouse.one("select status from ops.pipeline_runs") == {"status": "success"}
     assert lakehouse.rows("select model from ops.model_watermarks where checked < high") == []
@@ -398,6 +425,10 @@ def test_old_data_warns_and_stops_nothing(lakehouse: Lakehouse, dbt: Dbt) -> Non
 def test_only_what_may_be_no_fault_of_the_data_is_a_warning(dbt: Dbt) -> None:
     warnings = {name for name, severity in severities(dbt).items() if severity == "warn"}
     assert warnings == FRESHNESS | {
+        "catalogue_is_recent",
+        "catalogue_is_readable",
+        "trades_fit_their_increments",
+        "trades_of_unknown_products",
         "quarantine_share",
         "quarantined_trades_came_again",
         "trade_gaps_open_too_long",
@@ -435,7 +466,10 @@ def test_a_failing_check_holds_back_gold_until_the_fault_is_repaired(
     lakehouse.receive(match(6, at=1000), match(7, at=2))
     spoiled = lakehouse.dbt("build")
     failing = {"silver_no_negative_price", "silver_accounts_for_every_row"}
-    downstream = {"daily_kpis", "trade_completeness", "top_movers", *CANDLES}
+    downstream = {
+        *("daily_kpis", "trade_completeness", "top_movers", "off_increment_trades"),
+        *CANDLES,
+    }
     assert spoiled.failed >= {"silver_no_negative_price"}
     assert spoiled.failed <= failing
     assert {spoiled.statuses[model] for model in downstream} == {"skipped"}

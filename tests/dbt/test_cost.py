@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from dashboards import queries
-from tests.dbt.conftest import Dbt, Lakehouse, advanced_frame, match
+from tests.dbt.conftest import Dbt, Lakehouse, advanced_frame, match, product
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -135,8 +135,11 @@ def test_models_checks_and_the_page_read_no_more_as_history_grows(
 ) -> None:
     for product_id in PRODUCTS:
         lakehouse.database.execute(HISTORY.format(product_id=product_id, trades=TRADES))
-    built = lakehouse.dbt("build", "--vars", "{gap_grace_seconds: 0}")
-    assert built.failed == {"candles_agree_with_the_exchange"}
+    for hour in (0, 1):
+        versions = (product(each, min_market_funds=str(hour)) for each in PRODUCTS)
+        lakehouse.list_products(*versions, hour=hour)
+        built = lakehouse.dbt("build", "--vars", "{gap_grace_seconds: 0}")
+        assert built.failed == {"candles_agree_with_the_exchange"}
     lakehouse.database.execute("vacuum analyze")
     # As if it had passed.
     lakehouse.database.execute("update ops.model_watermarks set checked = high")

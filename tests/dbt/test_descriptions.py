@@ -143,4 +143,6 @@ def test_the_lineage_leads_from_bronze_to_every_report(dbt: Dbt) -> None:
         "model.medallion.stg_coinbase__rest_trades",
         "model.medallion.stg_coinbase__trades",
         "model.medallion.coinbase_trades",
+        "source.medallion.coinbase.coinbase_products_raw",
+        "snapshot.medallion.coinbase_products_snapshot",
     }

@@ -170,6 +170,10 @@ def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) 
         " select now(), 'exchange_ws', 'matches', gen_random_uuid(), '{}'"
         " from generate_series(1, 3)"
     )
+    # It is not built from trades.
+    database.execute(
+        "create table gold.dim_products as select now() as changed_at", role="medallion_transform"
+    )
     done = run_here("status")
     assert done.code == 0
     bronze = next(line for line in done.out.splitlines() if "coinbase_trades_raw" in line)
@@ -178,6 +182,8 @@ def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) 
     tables = {table["name"]: table for table in json.loads(run_here("status", "--json").out)}
     assert tables["bronze.coinbase_trades_raw"]["rows"] == 3
     assert tables["gold.ohlc_1m"]["rows"] is None
+    assert re.search(r"gold\.dim_products +1 +20.* -", done.out)
+    assert tables["gold.dim_products"]["lag"] is None
 
 
 @pytest.mark.parametrize(

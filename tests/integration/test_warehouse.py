@@ -140,6 +140,8 @@ async def test_the_server_listens_on_loopback_only_and_wants_passwords(
         ("medallion_transform", "insert into bronze.coinbase_frames_rejected select"),
         ("medallion_transform", "begin; lock table bronze.coinbase_trades_raw in share mode"),
         ("medallion_transform", "delete from bronze.coinbase_trades_raw"),
+        ("medallion_ingest", "delete from bronze.coinbase_products_raw"),
+        ("medallion_transform", "insert into bronze.coinbase_products_raw select"),
         ("medallion_transform", "create schema x"),
         ("medallion_reader", "select * from bronze.coinbase_trades_raw"),
         ("medallion_reader", "select * from bronze.coinbase_candles_raw"),
@@ -159,10 +161,16 @@ async def test_each_role_is_refused_what_it_must_not_do(
 
 
 @pytest.mark.parametrize(
-    "table", ["coinbase_trades_raw", "coinbase_trades_raw_default", "coinbase_candles_raw"]
+    "table",
+    [
+        "coinbase_trades_raw",
+        "coinbase_trades_raw_default",
+        "coinbase_candles_raw",
+        "coinbase_products_raw",
+    ],
 )
 @pytest.mark.parametrize(
-    "change", ["update {} set product_id = 'x'", "delete from {}", "truncate {}"]
+    "change", ["update {} set received_at = now()", "delete from {}", "truncate {}"]
 )
 async def test_bronze_refuses_changes_even_to_its_owner(
     database: Database, table: str, change: str

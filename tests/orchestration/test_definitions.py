@@ -98,6 +98,7 @@ def test_marts_take_new_rows_hourly_and_everything_is_checked_at_night(
         "repair_gaps": "20 * * * *",
         "fetch_candles": "50 * * * *",
         "archive_bronze": "30 4 * * *",
+        "product_catalogue": "0 * * * *",
     }
 
 

@@ -35,7 +35,7 @@ def test_a_run_builds_the_marts_and_tells_rows_and_verdicts(
         if event.asset_key
     }
     assert {key.split("/")[0] for key in told} == {"silver", "gold", "ops"}
-    assert len(told) == 21
+    assert len(told) == 26
     assert told["gold/ohlc_1m"].metadata["dagster/row_count"].value == 2
     assert "dagster/row_count" not in told["silver/stg_coinbase__trades"].metadata
     verdicts = {check.check_name: check for check in done.get_asset_check_evaluations()}
@@ -133,3 +133,24 @@ def test_candles_of_the_exchange_are_fetched(
     assert answers > 0
     metadata = told.step_materialization_data.materialization.metadata
     assert (metadata["answers"].value, metadata["refused"].value) == (answers, 0)
+
+
+def test_products_are_fetched_over_rest(
+    definitions: dg.Definitions,
+    house: Lakehouse,
+    instance: dg.DagsterInstance,
+    medallion: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    unused_tcp_port: int,
+) -> None:
+    monkeypatch.setenv("COINBASE_REST_URL", f"http://127.0.0.1:{unused_tcp_port}")
+    with medallion("simulate", "--port", str(unused_tcp_port)) as simulator:
+        simulator.wait_for(lambda: "ws://" in simulator.said)
+        job = definitions.resolve_job_def("product_catalogue")
+        done = job.execute_in_process(instance=instance)
+    [told] = done.asset_materializations_for_node("exchange_products")
+    assert told.asset_key == dg.AssetKey(["bronze", "coinbase_products_raw"])
+    assert told.metadata["products"].value == 13
+    assert house.one(
+        "select jsonb_array_length(payload) as products from bronze.coinbase_products_raw"
+    ) == {"products": 13}

@@ -15,7 +15,7 @@ import structlog
 from orchestration.bronze import look_at_bronze
 from orchestration.transform import AGAIN_SECONDS, ASSET_SECONDS, Reporter
 from tests.conftest import Command, Database, Server
-from tests.dbt.conftest import Lakehouse, match
+from tests.dbt.conftest import Lakehouse, match, product
 from warehouse.settings import WarehouseError
 
 pytestmark = pytest.mark.postgres18_only
@@ -123,7 +123,13 @@ def test_new_trades_reach_gold_until_it_is_stopped(
         house.receive(match(1))
         command.wait_for(lambda: candles() == 1)
         command.wait_for(lambda: builds(command) == 2)
-        assert house.one("select count(*) as n from ops.pipeline_runs") == {"n": 2}
+        house.list_products(product("BTC-USD"))
+        command.wait_for(lambda: builds(command) == 3)
+        assert house.one("select product_id from gold.dim_products") == {"product_id": "BTC-USD"}
+        runs = house.rows("select models from ops.pipeline_runs order by start_ts")
+        # The catalogue is left out while no new one has come.
+        everything, *without, again = [run["models"] for run in runs]
+        assert (without, again) == ([everything - 3], everything)
 
         server.embedded.stop()
         try:
@@ -145,11 +151,11 @@ def test_new_trades_reach_gold_until_it_is_stopped(
         code = command.end(signal.SIGTERM)
 
     assert code == 0
-    assert "Stopped after 5 builds." in command.said
+    assert "Stopped after 6 builds." in command.said
     assert "Traceback" not in command.said
     # Nothing new, nothing built.
     statuses = house.rows("select status from ops.pipeline_runs order by start_ts")
-    assert [row["status"] for row in statuses] == ["success"] * 3 + ["failed", "success"]
+    assert [row["status"] for row in statuses] == ["success"] * 4 + ["failed", "success"]
     with dg.DagsterInstance.from_config(str(server.settings.medallion_home / "dagster")) as told:
         assert sum(rows_told(told)) == 3
         [error] = errors_told(told)

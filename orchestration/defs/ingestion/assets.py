@@ -13,6 +13,7 @@ from orchestration.project import (
     BRONZE,
     CANDLES,
     COINBASE,
+    PRODUCTS,
     load_manifest,
     project,
     translator,
@@ -36,8 +37,9 @@ def tables() -> dict[dg.AssetKey, dg.AssetSpec]:
     }
 
 
-# Jobs of Dagster's own write the candles and the archive.
-other_tables = [spec for key, spec in tables().items() if key not in {ARCHIVE, BRONZE, CANDLES}]
+# Jobs of Dagster's own write the others.
+WRITTEN_BY_JOBS = {ARCHIVE, BRONZE, CANDLES, PRODUCTS}
+other_tables = [spec for key, spec in tables().items() if key not in WRITTEN_BY_JOBS]
 
 
 def metadata(seen: Bronze) -> dict[str, Any]:
