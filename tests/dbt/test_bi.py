@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Server
-from tests.dbt.conftest import PROJECT, Dbt, Lakehouse, match
+from tests.dbt.conftest import PROJECT, Dbt, Lakehouse, match, product
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -74,6 +74,7 @@ def market(server: Server, dbt: Dbt) -> Lakehouse:
         for trade in sorted(trades(), key=lambda trade: trade["time"])
     ]
     bad = [match(10**6 + n, price="abc") for n in range(100)]
+    lakehouse.list_products(*map(product, MINUTES))
     lakehouse.receive(*frames[:-1], *bad)
     lakehouse.record_gap(f"{{[{MISSING[1]},{MISSING[1]}]}}", product_id=MISSING[0])
     assert lakehouse.build().warned
