@@ -21,6 +21,7 @@ from warehouse.settings import ConnectionInfo
 PROJECT = ROOT / "dbt_project"
 SESSION = uuid.UUID(int=1)
 CHANNELS = {"exchange_ws": "matches", "advanced_ws": "market_trades", "rest": "trades"}
+OF_TRADES = ("coinbase_trades_quarantine", "+daily_kpis", "+trade_completeness", "+top_movers")
 # Runs make it, so it differs from rebuild to rebuild.
 HISTORY = {"top_movers"}
 
@@ -172,8 +173,8 @@ class Lakehouse:
         return build
 
     def run(self, *arguments: str) -> None:
-        """Run `dbt run`, which takes half as long: no check is made."""
-        run = self.dbt("run", *arguments)
+        """Build what is made of trades and checked by nobody, which takes a third of the time."""
+        run = self.dbt("run", "-s", *OF_TRADES, *arguments)
         assert not run.failed, {name: run.messages[name] for name in run.failed}
 
     def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:

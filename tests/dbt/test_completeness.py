@@ -212,24 +212,21 @@ def test_a_day_between_and_a_day_before_all_others_move_what_is_missing(
 
 @pytest.mark.postgres18_only
 @pytest.mark.parametrize(
-    ("gap", "warned"),
+    ("minutes_ago", "columns", "warned"),
     [
-        ({"found_at": datetime.now(UTC) - timedelta(minutes=50)}, False),
-        ({"found_at": datetime.now(UTC) - timedelta(hours=2)}, True),
-        ({"found_at": datetime.now(UTC) - timedelta(hours=2), "missing": "{}"}, False),
-        (
-            {
-                "found_at": datetime.now(UTC) - timedelta(hours=2),
-                "next_try_at": datetime.max.replace(tzinfo=UTC),
-            },
-            False,
-        ),
+        (50, {}, False),
+        (120, {}, True),
+        (120, {"missing": "{}"}, False),
+        (120, {"next_try_at": datetime.max.replace(tzinfo=UTC)}, False),
     ],
     ids=["new", "old", "closed", "given up until a backfill"],
 )
 def test_a_gap_that_stays_open_is_told(
-    lakehouse: Lakehouse, gap: dict[str, Any], warned: bool
+    lakehouse: Lakehouse, minutes_ago: int, columns: dict[str, Any], warned: bool
 ) -> None:
-    lakehouse.record_gap(**({"missing": "{[3,4)}", "absent": "{[4,5)}"} | gap))
+    found_at = datetime.now(UTC) - timedelta(minutes=minutes_ago)
+    lakehouse.record_gap(
+        **({"missing": "{[3,4)}", "absent": "{[4,5)}", "found_at": found_at} | columns)
+    )
     said = lakehouse.dbt("build", "-s", "trade_gaps_open_too_long")
     assert ("trade_gaps_open_too_long" in said.warned) is warned

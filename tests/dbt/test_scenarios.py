@@ -36,7 +36,7 @@ def test_a_duplicate_is_counted_once(lakehouse: Lakehouse) -> None:
     lakehouse.receive(match(1), match(1), match(2))
     lakehouse.run()
     lakehouse.receive(match(2), match(1, type="last_match"))
-    lakehouse.build()
+    lakehouse.run()
     assert lakehouse.one("select sum(trade_count) as n from gold.ohlc_1d")["n"] == 2
     assert lakehouse.rows("select * from silver.coinbase_trades_quarantine") == []
 
@@ -51,7 +51,7 @@ def test_a_duplicate_that_disagrees_is_quarantined(
     lakehouse.receive(
         match(1, price="100.01"), match(2, size="0.51"), match(3, side="buy"), match(4, at=30)
     )
-    lakehouse.build()
+    lakehouse.run()
     quarantined = lakehouse.rows(
         "select bronze_id, reject_reasons from silver.coinbase_trades_quarantine order by 1"
     )
@@ -66,7 +66,7 @@ def test_a_duplicate_that_disagrees_is_quarantined(
 
 def test_a_duplicate_that_writes_its_numbers_otherwise_agrees(lakehouse: Lakehouse) -> None:
     lakehouse.receive(match(1), match(1, price="100.00000000", size=0.5, side="SELL"))
-    lakehouse.build()
+    lakehouse.run()
     assert lakehouse.rows("select * from silver.coinbase_trades_quarantine") == []
 
 
@@ -74,7 +74,7 @@ def test_a_late_trade_changes_open_and_close_of_every_candle(lakehouse: Lakehous
     lakehouse.receive(match(5, price="100", at=20), match(6, price="101", at=25))
     lakehouse.run()
     lakehouse.receive(match(4, price="90", at=1), match(7, price="95", at=59))
-    lakehouse.build()
+    lakehouse.run()
     for table in LONGER:
         assert lakehouse.one(OHLC.format(table)) == {
             "open": Decimal(90),
@@ -94,7 +94,7 @@ def test_trades_out_of_order_are_ordered_by_time(lakehouse: Lakehouse) -> None:
     lakehouse.receive(
         match(3, price="103", at=30), match(1, price="101", at=10), match(2, price="102", at=20)
     )
-    lakehouse.build()
+    lakehouse.run()
     candle = lakehouse.one("select open, close from gold.ohlc_1m")
     assert candle == {"open": Decimal(101), "close": Decimal(103)}
 
@@ -103,14 +103,14 @@ def test_trades_of_the_same_microsecond_are_ordered_by_id(lakehouse: Lakehouse) 
     lakehouse.receive(
         match(10, price="3", at=5), match(9, price="2", at=5), match(8, price="1", at=5)
     )
-    lakehouse.build()
+    lakehouse.run()
     candle = lakehouse.one("select open, close from gold.ohlc_1m")
     assert candle == {"open": Decimal(1), "close": Decimal(3)}
 
 
 def test_two_products_may_use_the_same_trade_id(lakehouse: Lakehouse) -> None:
     lakehouse.receive(match(1), match(1, product_id="ETH-USD", price="2670.1"))
-    lakehouse.build()
+    lakehouse.run()
     assert lakehouse.rows("select product_id, close from gold.ohlc_1m order by product_id") == [
         {"product_id": "BTC-USD", "close": Decimal(100)},
         {"product_id": "ETH-USD", "close": Decimal("2670.1")},
@@ -122,7 +122,7 @@ def test_extreme_prices_and_sizes_are_kept_to_the_last_digit(lakehouse: Lakehous
         match(1, product_id="PEPE-USD", price="0.00000000123", size="20000000000"),
         match(2, product_id="PEPE-USD", price="1.23e-9", size="0.00000001"),
     )
-    lakehouse.build()
+    lakehouse.run()
     candle = lakehouse.one("select low, high, volume, quote_volume from gold.ohlc_1m")
     assert candle == {
         "low": Decimal("1.23E-9"),
@@ -139,13 +139,13 @@ def test_the_widest_range_of_prices_that_can_be_sent_builds(lakehouse: Lakehouse
         match(3, price="0." + "0" * 33 + "1e-99", at=800),
         match(4, price="9" * 37 + "e99", at=1200),
     )
-    lakehouse.build()
+    lakehouse.run()
     assert lakehouse.one("select trades from gold.daily_kpis") == {"trades": 2}
 
 
 def test_side_is_the_makers_and_taker_side_its_opposite(lakehouse: Lakehouse) -> None:
     lakehouse.receive(match(1, side="sell", size="3"), match(2, side="buy", size="1"))
-    lakehouse.build()
+    lakehouse.run()
     assert lakehouse.rows(
         "select side, taker_side from silver.coinbase_trades order by trade_id"
     ) == [
@@ -170,7 +170,7 @@ def test_the_time_zone_of_the_session_changes_nothing(lakehouse: Lakehouse) -> N
         lakehouse.run()
     finally:
         lakehouse.database.execute("alter role medallion_transform reset timezone")
-    lakehouse.build("--full-refresh")
+    lakehouse.run("--full-refresh")
     days = lakehouse.rows("select bucket_1d from gold.ohlc_1d order by 1")
     midnight = NOON - timedelta(hours=12)
     assert [row["bucket_1d"] for row in days] == [
@@ -188,7 +188,7 @@ def test_realised_volatility_is_the_root_of_the_squared_five_minute_returns(
         match(3, price="99", at=400),
         match(4, price="99", at=4000),
     )
-    lakehouse.build()
+    lakehouse.run()
     # ln(110/100) and ln(99/110), worked out by hand.
     expected = (Decimal("0.0953101798") ** 2 + Decimal("0.1053605157") ** 2).sqrt()
     kpis = lakehouse.one("select realised_volatility, price_change_pct from gold.daily_kpis")
@@ -206,7 +206,7 @@ def test_top_movers_rank_the_changes_of_three_periods(lakehouse: Lakehouse) -> N
         match(1, product_id="ETH-USD", price="50", at=-2 * hour),
         match(2, product_id="ETH-USD", price="51", at=30),
     )
-    lakehouse.build()
+    lakehouse.run()
     movers = lakehouse.rows(
         "select period, product_id, rank, price_change_pct from gold.top_movers "
         "order by period, rank"
@@ -239,14 +239,14 @@ def test_top_movers_keep_history_for_the_days_that_are_set(lakehouse: Lakehouse)
     lakehouse.run()
     assert lakehouse.one("select count(distinct snapshot_ts) as n from gold.top_movers") == {"n": 1}
     lakehouse.receive(match(2, at=120))
-    lakehouse.build("--full-refresh")
+    lakehouse.run("--full-refresh")
     assert lakehouse.one("select count(distinct snapshot_ts) as n from gold.top_movers") == {"n": 2}
     lakehouse.database.execute(
         "update gold.top_movers set snapshot_ts = now() - interval '2 days'"
         " where as_of = (select min(as_of) from gold.top_movers)"
     )
     lakehouse.receive(match(3, at=240))
-    lakehouse.build("--vars", "{top_movers_history_days: 1}")
+    lakehouse.run("--vars", "{top_movers_history_days: 1}")
     assert lakehouse.one("select count(distinct as_of) as n from gold.top_movers") == {"n": 2}
 
 
@@ -261,7 +261,7 @@ def test_a_candle_is_judged_again_when_a_trade_beside_it_comes_late(lakehouse: L
     lakehouse.answer(NOON, NOON + 2 * minute, *told)
     judged = "select verdict, is_whole from gold.candle_reconciliation order by bucket"
 
-    lakehouse.run()
+    lakehouse.dbt("run")
     assert [tuple(row.values()) for row in lakehouse.rows(judged)] == [
         ("agrees", True),
         ("differs", False),
@@ -277,7 +277,7 @@ def test_a_candle_is_judged_again_when_a_trade_beside_it_comes_late(lakehouse: L
     ]
     # The exchange corrects itself, and says no more that it ever had the first.
     lakehouse.answer(NOON + 2 * minute, NOON + 2 * minute, exchange_candle(third))
-    lakehouse.build()
+    lakehouse.dbt("run")
     lakehouse.answer(NOON, NOON)
     assert lakehouse.dbt("build").failed == {"candles_agree_with_the_exchange"}
     assert [row["verdict"] for row in lakehouse.rows(judged)] == ["only_ours", "agrees", "agrees"]

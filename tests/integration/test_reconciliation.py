@@ -39,6 +39,7 @@ def counted(lakehouse: Lakehouse) -> dict[tuple[str, str], int]:
     return {(granularity, verdict): count for granularity, verdict, count in found}
 
 
+@pytest.mark.postgres18_only
 def test_wrong_candles_of_the_exchange_are_found_until_it_tells_the_right_ones(
     lakehouse: Lakehouse,
 ) -> None:
