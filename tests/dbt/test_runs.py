@@ -344,7 +344,7 @@ def test_a_batch_that_is_taken_back_leaves_a_hole_and_nothing_else(lakehouse: La
 
 def test_building_one_model_alone_loses_nothing(lakehouse: Lakehouse) -> None:
     lakehouse.receive(match(1), match(2, at=400), match(3, price="x"))
-    lakehouse.run()
+    lakehouse.dbt("run")
     trade_id = 4
     for selected in ("coinbase_trades", "ohlc_1m", "ohlc_5m", "ohlc_1d", "coinbase_trades+"):
         lakehouse.receive(
