@@ -139,6 +139,7 @@ def ingest(
     Trades that the feed left out are fetched over REST.
     """
     from ingestion.capture import Capture, stop_on_signals  # noqa: PLC0415  (--help is quick)
+    from warehouse.migrate import refuse_other_versions  # noqa: PLC0415
 
     given = _of_source(source)
     if products is not None:
@@ -148,6 +149,7 @@ def ingest(
     settings = settings.with_spool_of(connection.database)
 
     async def run() -> None:
+        await refuse_other_versions(connection)
         capture = Capture(settings, connection.open)
         with stop_on_signals(capture.stop):
             stats = await capture.run()
