@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test faults lint format clean
+.PHONY: demo test faults lint audit format clean
 
 demo: $(VENV)/installed
 	$(BIN)/medallion demo
 
 test: $(VENV)/installed lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	@# In their own order: sorted by how many tests they have, the few long ones come last.
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 faults: $(VENV)/installed
 	$(BIN)/pytest tests/faults --long
@@ -26,6 +27,10 @@ lint: $(VENV)/installed
 		--project-dir dbt_project --profiles-dir dbt_project \
 		--target-path $(CURDIR)/dbt_project/target/lint
 	@out=$$($(BIN)/dbt-bouncer run --show-all-failures 2>&1) || { echo "$$out"; exit 1; }
+
+# Strict: of a package that it can't ask about, it would else only warn.
+audit: $(VENV)/installed
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.lock
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

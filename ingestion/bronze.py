@@ -18,6 +18,7 @@ import asyncpg
 import msgspec
 import structlog
 
+from ingestion.coinbase.wire import products_in
 from ingestion.errors import DamagedSpoolError, FatalBronzeError
 from ingestion.spool import Spool, SpoolFullError
 
@@ -88,6 +89,11 @@ _CHECK = """
     select from bronze.trade_gaps, bronze.trade_coverage where false
 """
 
+_EACH_ROW_HAS_A_PRODUCT = """
+    select attnotnull from pg_attribute
+    where attrelid = 'bronze.coinbase_trades_raw'::regclass and attname = 'product_id'
+"""
+
 TradeRow = tuple[datetime, str, str, UUID, str | None, bytes]
 """One frame for coinbase_trades_raw: received_at, source, channel, session_id, product_id, frame.
 
@@ -151,7 +157,13 @@ async def open_bronze(connect: Connect) -> Connection:
     async with asyncio.timeout(CONNECT_SECONDS):
         connection = await connect()
         try:
-            await connection.execute(f"set lock_timeout = '{LOCK_SECONDS}s'")
+            await connection.execute(
+                f"set lock_timeout = '{LOCK_SECONDS}s';"
+                # For Citus, which else opens a connection for each part of a batch, and closes it.
+                # Plain PostgreSQL keeps them as names that mean nothing to it.
+                "set citus.multi_shard_modify_mode = 'sequential';"
+                "set citus.max_cached_conns_per_worker = 8"
+            )
             # 1 is the version of jsonb's binary form.
             await connection.set_type_codec(
                 "jsonb",
@@ -231,6 +243,7 @@ class BronzeWriter:
         self._finishing = False
         self._ended = False
         self._connection: Connection | None = None
+        self._by_product = False
         self._partitions_due = 0.0
         self._away_since: float | None = None
         self._retry_seconds = FIRST_RETRY_SECONDS
@@ -437,6 +450,7 @@ class BronzeWriter:
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
             self._connection = await open_bronze(self._connect)
+            self._by_product = await self._connection.fetchval(_EACH_ROW_HAS_A_PRODUCT)
         return self._connection
 
     def _drop_connection(self) -> None:
@@ -506,8 +520,9 @@ class BronzeWriter:
         """
         while self._chunks:
             chunk = self._chunks[-1]
+            rows = _rows_by_product(chunk) if self._by_product else chunk
             try:
-                await self._copy(connection, "coinbase_trades_raw", TRADE_COLUMNS, chunk)
+                await self._copy(connection, "coinbase_trades_raw", TRADE_COLUMNS, rows)
             except (TimeoutError, asyncpg.QueryCanceledError):
                 if len(chunk) > 1:
                     self._halve()
@@ -692,6 +707,20 @@ class BronzeWriter:
 
     def _read_spool(self) -> list[_Row]:
         return [_unpacked(record) for record in self._spool.read(self._batch_size)]
+
+
+def _rows_by_product(rows: Iterable[TradeRow]) -> list[TradeRow]:
+    """Return rows that all have a product, for Citus spreads bronze by it.
+
+    A frame of several products is there once under each, and one that names none under ''.
+    """
+    found: list[TradeRow] = []
+    for row in rows:
+        received_at, source, channel, session_id, product_id, frame = row
+        named = products_in(channel, frame) if product_id is None else {product_id}
+        names = sorted(named) or [""]
+        found.extend((received_at, source, channel, session_id, name, frame) for name in names)
+    return found
 
 
 def _packed(rows: Iterable[_Row]) -> list[bytes]:

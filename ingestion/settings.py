@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, get_args
 from urllib.parse import quote, urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from websockets.exceptions import InvalidURI
@@ -193,7 +193,10 @@ class IngestionSettings(BaseSettings):
 
 
 def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
-    """Return one line per wrong setting: the variable, its value and what its field accepts."""
+    """Return one line per wrong setting: the variable, its value and what its field accepts.
+
+    The value of a secret stays one.
+    """
     lines = []
     for wrong in error.errors(include_url=False):
         reason = wrong["msg"].removeprefix("Value error, ")
@@ -202,6 +205,8 @@ def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
             continue
         name = str(wrong["loc"][0])
         value = _CREDENTIALS.sub("***@", repr(wrong["input"]))
+        if SecretStr in {fields[name].annotation, *get_args(fields[name].annotation)}:
+            value = "'***'"
         lines.append(
             f"{name.upper()} is {value} ({reason}). "
             f"Accepted is {fields[name].description}. "

@@ -145,7 +145,7 @@ class Sink:
         self._market_trades += 1
         trades = message.trades()
         self.trades += len(trades)
-        products = {product_id for product_id, _ in trades}
+        products = message.products()
         for product_id in {name for name, trade_id in trades if self._skips(name, trade_id)}:
             self._gaps.add(product_id, time.monotonic())
         only = products.pop() if len(products) == 1 else None

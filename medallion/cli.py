@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,10 +31,18 @@ from ingestion.errors import (
     IngestionError,
 )
 from ingestion.settings import IngestionSettings, explain
+from medallion import bi as bi_tools
 from medallion.errors import FailedError
 from medallion.logs import log_to
 from orchestration.settings import OrchestrationSettings
-from warehouse.settings import PROJECT_ROOT, Role, WarehouseError, WarehouseSettings
+from warehouse.settings import (
+    PROJECT_ROOT,
+    ArchiveError,
+    ConnectionInfo,
+    Role,
+    WarehouseError,
+    WarehouseSettings,
+)
 
 SIMULATOR_PORT = 8765
 SOURCES = {
@@ -66,6 +75,10 @@ postgres = typer.Typer(
     help="The embedded PostgreSQL, which is used while PGHOST is unset.", no_args_is_help=True
 )
 app.add_typer(postgres, name="postgres")
+alerts = typer.Typer(
+    help="Who is told of problems: SLACK_WEBHOOK_URL and ALERT_URLS.", no_args_is_help=True
+)
+app.add_typer(alerts, name="alerts")
 
 console = Console()
 errors = Console(stderr=True)
@@ -89,6 +102,7 @@ class WhoConnects(StrEnum):
     TRANSFORM = "transform"
     READER = "reader"
     INGEST = "ingest"
+    ARCHIVE = "archive"
     ADMIN = "admin"
 
     @property
@@ -242,6 +256,53 @@ def backfill(
 
 
 @app.command()
+def reconcile(source: Source = None) -> None:
+    """Compare candles with the exchange's own: fetch those that have settled, build, and count.
+
+    Where not all trades of a candle are here, it says so instead.
+    """
+    from medallion import dbt  # noqa: PLC0415  (--help is quick)
+    from orchestration.candles import fetch_due_candles, verdicts  # noqa: PLC0415
+
+    settings = IngestionSettings(**_of_source(source))
+    warehouse = WarehouseSettings()
+    connection = warehouse.connection(Role.TRANSFORM)
+    _install_packages()
+    fetched = asyncio.run(fetch_due_candles(warehouse, settings.rest_url))
+    console.print(f"{fetched.answers:,} answers of the exchange, {fetched.refused:,} refused.")
+    failures = dbt.build(connection, lambda _: None)
+    for granularity, verdict, candles in asyncio.run(verdicts(connection)):
+        console.print(f"{granularity}  {verdict:12}{candles:>12,} candles", highlight=False)
+    if failures:
+        raise FailedError("\n".join(failures))
+
+
+@app.command()
+def products(source: Source = None) -> None:
+    """Fetch the exchange's list of products into bronze, once. Dagster does so each hour."""
+    from ingestion.catalogue import fetch_catalogue  # noqa: PLC0415  (--help is quick)
+    from ingestion.coinbase.rest import RestClient  # noqa: PLC0415
+
+    settings = IngestionSettings(**_of_source(source))
+    info = WarehouseSettings().connection(Role.INGEST)
+
+    async def run() -> None:
+        connection = await info.connect()
+        try:
+            async with RestClient(settings.rest_url) as rest:
+                fetched = await fetch_catalogue(rest, connection)
+        finally:
+            await connection.close()
+        console.print(f"{fetched.products:,} products saved.")
+        if fetched.refused:
+            console.print(
+                f"{fetched.refused:,} that jsonb can't hold are in bronze.coinbase_frames_rejected."
+            )
+
+    asyncio.run(run())
+
+
+@app.command()
 def transform(
     every: Annotated[
         str,
@@ -292,6 +353,36 @@ def dagster(
 
 
 @app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines look, too.")
+    ] = "127.0.0.1",
+) -> None:
+    """Show the market page until stopped: candles, movers, checks and the pipeline.
+
+    It reads gold and the history of runs and checks, as medallion_reader.
+    """
+    # What is set wrongly is told here; a database that is away, on the page.
+    WarehouseSettings().connection(Role.READER)
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{host}:{port} can't be opened ({error.strerror}): choose another with --port and "
+            "--host."
+        ) from None
+    command = Path(sys.executable).with_name("streamlit")
+    arguments = ["run", "market.py", "--server.address", host, "--server.port", str(port)]
+    console.print(f"The market page is on http://{host}:{port}. Ctrl-C stops it.")
+    # Its .streamlit/config.toml says how it looks, and that it tells nobody.
+    os.chdir(PROJECT_ROOT / "dashboards")
+    # In place of this process: what stops this one stops it.
+    os.execv(command, [str(command), *arguments])  # noqa: S606  (no shell is what is wanted)
+
+
+@app.command()
 def simulate(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
@@ -312,6 +403,9 @@ def simulate(
     malformed: Annotated[
         float, typer.Option(min=0, max=1, help="Malformed frames added, per trade.")
     ] = 0,
+    wrong_candles: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the candles that are wrong.")
+    ] = 0,
     recording: Annotated[
         Path | None, typer.Option(help="Serve the frames recorded in this file instead.")
     ] = None,
@@ -319,7 +413,7 @@ def simulate(
 ) -> None:
     """Run a local Coinbase until stopped: both WebSocket feeds and REST."""
     from simulator.exchange import Exchange, ExchangeConfig  # noqa: PLC0415  (--help is quick)
-    from simulator.faults import Faults  # noqa: PLC0415
+    from simulator.faults import Faults, RestFaults  # noqa: PLC0415
     from simulator.recording import Recording, RecordingServer  # noqa: PLC0415
     from simulator.server import FeedServer, run  # noqa: PLC0415
 
@@ -344,6 +438,7 @@ def simulate(
                 advanced_faults=faults,
             )
             server = Exchange(config)
+            server.rest_faults = RestFaults(wrong_candles=wrong_candles)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if until_stdin_ends:
@@ -367,6 +462,66 @@ def migrate() -> None:
         _start_embedded(settings)
     applied = asyncio.run(run(settings))
     console.print("\n".join(f"applied {name}" for name in applied) or "Nothing to do.")
+
+
+@app.command()
+def archive(
+    day: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="This day (UTC) alone, for example 2026-11-01."),
+    ] = None,
+) -> None:
+    """Move days of bronze that MEDALLION_BRONZE_DAYS does not keep to Parquet files.
+
+    A day is dropped when it was read back from them, and dbt has transformed and checked it.
+    """
+    from warehouse.archive import open_archive  # noqa: PLC0415  (--help is quick)
+
+    settings = WarehouseSettings()
+    keep_days = settings.medallion_bronze_days
+    if day is None and keep_days is None:
+        raise WarehouseError(
+            "MEDALLION_BRONZE_DAYS is not set, so bronze is kept for ever. Set it to how many days "
+            "are to stay, or archive one with --day."
+        )
+
+    async def run() -> None:
+        async with open_archive(settings) as opened:
+            if day and (why_not := await opened.why_not(day.date(), keep_days)):
+                raise ArchiveError(why_not)
+            days = [day.date()] if day else await opened.due(keep_days or 0)
+            for each in days:
+                if why_not := await opened.why_not(each, keep_days):
+                    errors.print(why_not, style="yellow", soft_wrap=True)
+                else:
+                    console.print(f"Archived {await opened.archive(each)}.", highlight=False)
+        if not days:
+            console.print(f"Bronze has nothing from before the last {keep_days} days.")
+
+    asyncio.run(run())
+
+
+@app.command()
+def restore(
+    day: Annotated[
+        datetime, typer.Option(formats=["%Y-%m-%d"], help="The day (UTC), for example 2026-11-01.")
+    ],
+    product: Annotated[
+        str | None, typer.Option(help="This product alone, for example BTC-USD.")
+    ] = None,
+) -> None:
+    """Bring an archived day back to bronze, where it stays for MEDALLION_BRONZE_DAYS again."""
+    from warehouse.archive import open_archive  # noqa: PLC0415  (--help is quick)
+
+    async def run() -> None:
+        async with open_archive(WarehouseSettings()) as opened:
+            restored = await opened.restore(day.date(), product)
+        console.print(
+            f"Restored {restored}." if restored.files else "All of it is in bronze already.",
+            highlight=False,
+        )
+
+    asyncio.run(run())
 
 
 @app.command()
@@ -395,13 +550,7 @@ def env(
     In a POSIX shell: eval "$(medallion env)"; in PowerShell: medallion env | Invoke-Expression.
     """
     connection = WarehouseSettings().connection(role.role)
-    if role is not WhoConnects.ADMIN and connection.user != role.role.value:
-        errors.print(
-            f"MEDALLION_{role.name}_PASSWORD is not set: this is PGUSER ({connection.user}), with "
-            "all that it may do.",
-            style="yellow",
-            soft_wrap=True,
-        )
+    _warn_of_more_rights(role, connection)
     for name, value in connection.environment().items():
         if shell is Shell.POSIX:
             quoted = value.replace("'", "'\\''")
@@ -409,6 +558,25 @@ def env(
         else:
             quoted = value.replace("'", "''")
             typer.echo(f"$Env:{name} = '{quoted}'")
+
+
+@app.command()
+def bi(
+    show_password: Annotated[
+        bool, typer.Option("--show-password", help="Print the password, too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Print what to type into Power BI, Metabase and other BI tools, to read gold."""
+    connection = WarehouseSettings().connection(Role.READER)
+    _warn_of_more_rights(WhoConnects.READER, connection)
+    tools = bi_tools.values(connection, show_password=show_password)
+    if as_json:
+        typer.echo(json.dumps(tools, indent=2))
+    else:
+        bi_tools.show(console, tools)
+        if not show_password:
+            console.print("`medallion bi --show-password` shows the password.")
 
 
 @app.command()
@@ -468,6 +636,44 @@ def postgres_psql(
     environment = {**os.environ, **connection.environment()}
     done = subprocess.run([psql, *context.args], env=environment, check=False)
     raise typer.Exit(done.returncode)
+
+
+@alerts.command("test")
+def alerts_test() -> None:
+    """Send a message to each target, and tell which did not take it, and why."""
+    from orchestration.defs.alerts.news import Message  # noqa: PLC0415  (--help is quick)
+    from orchestration.defs.alerts.targets import DeliveryError, configured  # noqa: PLC0415
+
+    targets = configured(OrchestrationSettings())
+    if not targets:
+        _fail("Nobody is told of problems: set SLACK_WEBHOOK_URL or ALERT_URLS.", 2)
+    failed = 0
+    for target in targets:
+        try:
+            target.send([Message("This is a test", "Problems of medallion will be told here.")])
+        except DeliveryError as error:
+            failed += 1
+            errors.print(
+                f"{target.name}: not delivered. {error}",
+                style="red",
+                markup=False,
+                soft_wrap=True,
+            )
+        else:
+            console.print(f"{target.name}: delivered.")
+    if failed:
+        raise FailedError(f"{failed} of {len(targets)} targets took no message.")
+
+
+def _warn_of_more_rights(who: WhoConnects, connection: ConnectionInfo) -> None:
+    """Tell where a role has no password of its own, and PGUSER connects in its place."""
+    if who is not WhoConnects.ADMIN and connection.user != who.role.value:
+        errors.print(
+            f"MEDALLION_{who.name}_PASSWORD is not set: this is PGUSER ({connection.user}), with "
+            "all that it may do.",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def _of_source(source: str | None) -> dict[str, Any]:
@@ -552,7 +758,7 @@ def main() -> None:
         )
         fatal = isinstance(error, wrong)
         _fail(str(error), 2 if fatal else 1)
-    except FailedError as error:
+    except (ArchiveError, FailedError) as error:
         _fail(str(error), 1)
 
 

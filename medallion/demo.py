@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ingestion.capture import Capture, stop_on_signals
+from ingestion.catalogue import fetch_catalogue
+from ingestion.coinbase.rest import RestClient, RestRefusedError
 from ingestion.metrics import CaptureStats
 from ingestion.settings import IngestionSettings
 from medallion import dbt
@@ -193,6 +195,8 @@ class Demo:
                     await asyncio.wait({watching})
                 if not watching.cancelled():
                     watching.result()
+                # A recording has no REST side.
+                products = None if self._recording else await self._fetch_products(settings)
             self._console.print(
                 f"Bronze      {stats.trades:,} trades received, {stats.rows:,} rows committed, "
                 f"{stats.rejected:,} frames that jsonb can't hold set aside"
@@ -200,6 +204,23 @@ class Demo:
             if stats.repaired:
                 told = f"{stats.repaired:,} trades that the feed left out, fetched over REST"
                 self._console.print(f"Gaps        {told}")
+            if products:
+                self._console.print(f"Products    {products}")
+
+    async def _fetch_products(self, settings: IngestionSettings) -> str:
+        """Fetch the catalogue while the exchange is there, and say what came of it."""
+        connection = await self._settings.connection(Role.INGEST).connect()
+        try:
+            async with (
+                asyncio.timeout(LIVE_PATIENCE_SECONDS),
+                RestClient(settings.rest_url) as rest,
+            ):
+                fetched = await fetch_catalogue(rest, connection)
+        except (TimeoutError, RestRefusedError) as error:
+            return f"not fetched: {str(error) or 'the exchange does not answer over REST'}"
+        finally:
+            await connection.close()
+        return f"{fetched.products:,} in the exchange's catalogue"
 
     async def _watch(self, capture: Capture, feed: Feed, progress: Progress) -> None:
         """Show how it goes, and stop the capture when the feed has nothing more to give."""

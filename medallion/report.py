@@ -124,6 +124,7 @@ async def show_report(console: Console, settings: WarehouseSettings) -> None:
     bi, medallion = settings.connection(Role.READER), _command()
     console.print(
         "\n[bold]Look further[/bold]\n"
+        f"  {medallion} dashboard        candles, checks and the pipeline in a browser\n"
         f"  {medallion} postgres psql    SQL on every layer\n"
         f"  {medallion} status           rows, newest entry and lag of each table\n"
         f"  {medallion} env              what a bare dbt, psql or BI tool needs\n"

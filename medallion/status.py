@@ -19,6 +19,10 @@ NEWEST = {
     "bronze.coinbase_frames_rejected": (
         "select received_at from {} order by rejected_id desc limit 1"
     ),
+    "bronze.coinbase_candles_raw": "select received_at from {} order by bronze_id desc limit 1",
+    "bronze.coinbase_products_raw": (
+        "select received_at from {} order by catalogue_id desc limit 1"
+    ),
     "silver.coinbase_trades": (
         "select max(trade_time) from "
         "(select trade_time from {} order by bronze_id desc limit 1000) as newest"
@@ -26,6 +30,7 @@ NEWEST = {
     "silver.coinbase_trades_quarantine": (
         "select received_at from {} order by bronze_id desc limit 1"
     ),
+    "silver.coinbase_candles": "select received_at from {} order by bronze_id desc limit 1",
     "gold.ohlc_1m": "select max(bucket_1m) from {}",
     "gold.ohlc_5m": "select max(bucket_5m) from {}",
     "gold.ohlc_15m": "select max(bucket_15m) from {}",
@@ -34,7 +39,10 @@ NEWEST = {
     "gold.ohlc_1d": "select max(bucket_1d) from {}",
     "gold.daily_kpis": "select max(day)::timestamptz from {}",
     "gold.trade_completeness": "select max(day)::timestamptz from {}",
+    "gold.candle_reconciliation": "select max(bucket) from {}",
     "gold.top_movers": "select max(snapshot_ts) from {}",
+    "gold.off_increment_trades": "select trade_time from {} order by bronze_id desc limit 1",
+    "gold.dim_products": "select max(changed_at) from {}",
 }
 COUNTED_BELOW = 1_000_000
 
@@ -45,7 +53,7 @@ class TableStatus:
 
     `rows` is exact below a million, else what PostgreSQL's statistics say (`estimated`). `newest`
     is the time of its newest entry. `lag` is how many frames of bronze it has not read; None where
-    dbt has not built it, or where it is not built from bronze.
+    dbt has not built it, or where it is not built from trades.
     """
 
     name: str
@@ -93,7 +101,10 @@ async def read_status(connection_info: ConnectionInfo) -> list[TableStatus]:
                 continue
             estimated = estimate >= COUNTED_BELOW
             rows = estimate if estimated else await connection.fetchval(_COUNT.format(name))
-            lag = 0 if name.startswith("bronze") else arrived - watermarks.get(name, 0)
+            lag: int | None = 0
+            if not name.startswith("bronze"):
+                # Candles of the exchange are numbered with the trades, and may be newer.
+                lag = max(arrived - watermarks[name], 0) if name in watermarks else None
             newest_entry = await connection.fetchval(newest.format(name))
             tables.append(TableStatus(name, rows, estimated, newest_entry, lag))
         return tables
@@ -124,7 +135,8 @@ def show_status(console: Console, tables: list[TableStatus]) -> None:
         newest = row.newest.strftime("%Y-%m-%d %H:%M") if row.newest else "-"
         age = _age((now - row.newest).total_seconds()) if row.newest else "-"
         rows = f"{'about ' if row.estimated else ''}{row.rows:,}"
-        table.add_row(row.name, rows, newest, age, f"{row.lag:,}")
+        lag = "-" if row.lag is None else f"{row.lag:,}"
+        table.add_row(row.name, rows, newest, age, lag)
     console.print(table)
 
 

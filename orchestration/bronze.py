@@ -49,6 +49,9 @@ select
         (select high from ops.model_watermarks where model = 'bronze.coinbase_trades_raw'), 0
     ) as transformed_id,
     (select built_at from last_build) as built_at,
+    coalesce(
+        (select max(catalogue_id) from bronze.coinbase_products_raw), 0
+    ) as catalogue_id,
     (select count(distinct gap_id) from gaps) as open_gaps,
     (select coalesce(sum(trades), 0) from gaps)::bigint as missing_trades
 """
@@ -60,7 +63,8 @@ class Bronze:
 
     `last_id` is its newest bronze_id, and `transformed_id` the one up to which dbt has read; both
     are 0 at the beginning. `received_at` is when the newest frame came, `built_at` when the newest
-    `dbt build` ended, or now while it runs. A gap that waits for a backfill does not count as open.
+    `dbt build` ended, or now while it runs. `catalogue_id` is the newest list of products, 0 where
+    there is none. A gap that waits for a backfill does not count as open.
     """
 
     estimated_rows: int
@@ -68,6 +72,7 @@ class Bronze:
     received_at: datetime | None
     transformed_id: int
     built_at: datetime | None
+    catalogue_id: int
     open_gaps: int
     missing_trades: int
 

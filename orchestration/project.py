@@ -19,6 +19,9 @@ DBT_PROJECT: Final = PROJECT_ROOT / "dbt_project"
 DBT: Final = Path(sys.executable).with_name("dbt")
 COINBASE: Final = dg.AssetKey(["coinbase", "market_data"])
 BRONZE: Final = dg.AssetKey(["bronze", "coinbase_trades_raw"])
+CANDLES: Final = dg.AssetKey(["bronze", "coinbase_candles_raw"])
+ARCHIVE: Final = dg.AssetKey(["bronze", "archive_files"])
+PRODUCTS: Final = dg.AssetKey(["bronze", "coinbase_products_raw"])
 
 # A folder of its own: whoever runs dbt by hand meanwhile does not pull the manifest away.
 project: Final = DbtProject(DBT_PROJECT, target_path=Path("target/dagster"))
@@ -38,9 +41,11 @@ class MarketTranslator(DagsterDbtTranslator):
         return dg.AssetKey([dbt_resource_props["schema"], dbt_resource_props["name"]])
 
     def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str:
-        """Return the layer: bronze for a source, else the folder of the model."""
+        """Return the layer: bronze for a source, silver for a snapshot, else the model's folder."""
         if dbt_resource_props["resource_type"] == "source":
             return "bronze"
+        if dbt_resource_props["resource_type"] == "snapshot":
+            return "silver"
         return str(dbt_resource_props["fqn"][1])
 
     def get_asset_check_spec(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from warehouse.settings import PROJECT_ROOT, WarehouseSettings
@@ -21,16 +23,56 @@ storage:
 
 
 class OrchestrationSettings(BaseSettings):
-    """Where Dagster remembers runs, events and schedules."""
+    """Where Dagster remembers runs, events and schedules, and who is told of problems."""
 
     model_config = SettingsConfigDict(
-        env_file=PROJECT_ROOT / ".env", env_ignore_empty=True, extra="ignore"
+        env_file=PROJECT_ROOT / ".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        # All are secrets, and Dagster's UI shows the errors of a sensor.
+        hide_input_in_errors=True,
     )
 
     dagster_postgres_url: SecretStr | None = Field(
         default=None,
         description="a postgresql:// URL of a database for Dagster alone; unset: SQLite files",
     )
+    slack_webhook_url: SecretStr | None = Field(
+        default=None, description="the http:// or https:// URL of an incoming webhook of Slack"
+    )
+    alert_urls: SecretStr | None = Field(
+        default=None, description="URLs of Apprise separated by spaces, for example ntfys://topic"
+    )
+
+    @field_validator("slack_webhook_url")
+    @classmethod
+    def _url_is_http(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            parts = urlsplit(url.get_secret_value())
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ValueError("it is no http:// or https:// URL")
+        return url
+
+    @field_validator("alert_urls")
+    @classmethod
+    def _apprise_knows_each(cls, urls: SecretStr | None) -> SecretStr | None:
+        from apprise import Apprise  # noqa: PLC0415  (--help is quick)
+
+        for number, url in enumerate(_split(urls), start=1):
+            if Apprise.instantiate(url) is None:
+                raise ValueError(f"URL {number} in it is none that Apprise can use")
+        return urls
+
+    def alert_targets(self) -> list[str]:
+        """Return the single URLs of ALERT_URLS."""
+        return _split(self.alert_urls)
+
+
+def _split(urls: SecretStr | None) -> list[str]:
+    if urls is None:
+        return []
+    # A comma may be part of a URL, but not with another URL after it.
+    return re.split(r"[,\s]+(?=\w+://)", urls.get_secret_value().strip())
 
 
 def prepare_home() -> Path:

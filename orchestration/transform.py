@@ -19,6 +19,7 @@ import dagster as dg
 import structlog
 from dagster_dbt.core.dbt_cli_event import DbtCoreCliEventMessage
 from dagster_postgres.utils import DagsterPostgresException
+from dbt.artifacts.resources.types import NodeType
 from dbt.artifacts.schemas.run import RunExecutionResult
 from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
@@ -26,7 +27,7 @@ from dbt_common.events.base_types import EventMsg
 from dbt_common.events.functions import msg_to_dict
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestration.bronze import Connection, look_at
+from orchestration.bronze import Bronze, Connection, look_at
 from orchestration.project import DBT_PROJECT, connected, translator
 from warehouse.settings import ConnectionInfo, WarehouseError
 
@@ -34,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 TARGET: Final = DBT_PROJECT / "target" / "transform"
 ROWS: Final = "rows_written"
+ERROR: Final = "error"
 ASSET_SECONDS: Final = 60.0
 """Between two times that Dagster is told of an asset: of each build, it would be 1.3 GB a day."""
 AGAIN_SECONDS: Final = 1800.0
@@ -108,12 +110,15 @@ class Builder:
         if event.info.name in {"LogModelResult", "LogTestResult"}:
             self._events.append(msg_to_dict(event))
 
-    def build(self) -> Built:
-        """Build every model, and run the checks that read what is new."""
+    def build(self, *, reference: bool) -> Built:
+        """Build every model, or all but the product catalogue; run the checks of what is new."""
         began = time.monotonic()
         self._events.clear()
+        selector = "incremental" if reference else "without_reference"
         with connected(self._connection):
-            ended = self._runner.invoke(["--quiet", "build", *self._options])
+            ended = self._runner.invoke(
+                ["--quiet", "build", "--selector", selector, *self._options],
+            )
         seconds = time.monotonic() - began
         if not isinstance(ended.result, RunExecutionResult):
             return Built(seconds, [], [str(ended.exception)])
@@ -122,11 +127,18 @@ class Builder:
             for result in ended.result.results
         }
         events = [told for event in self._events for told in self._told(event, rows)]
-        failures = [
-            f"{result.node.name}: {result.message}"
-            for result in ended.result.results
-            if result.status in FAILED
+        failed = [result for result in ended.result.results if result.status in FAILED]
+        # Of a model that fails dagster-dbt tells nothing: there, the run fails.
+        events += [
+            dg.AssetObservation(
+                translator.get_asset_key(self._manifest["nodes"][result.node.unique_id]),
+                description="The build failed: what stands here is of an earlier one.",
+                metadata={ERROR: str(result.message)},
+            )
+            for result in failed
+            if result.node.resource_type == NodeType.Model
         ]
+        failures = [f"{result.node.name}: {result.message}" for result in failed]
         return Built(seconds, events, failures)
 
     def _told(self, event: dict[str, Any], rows: dict[str, Any]) -> Iterator[Told]:
@@ -145,7 +157,8 @@ class Reporter:
     """Tells Dagster what was built and checked, without a run.
 
     Each event costs it some 20 ms and 5 kB for ever. So an asset is told of once a minute, with all
-    rows that were written since, and a verdict when it changes, and again now and then.
+    rows that were written since, and a verdict, or the error of a model, when it changes, and again
+    now and then.
     """
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
@@ -153,6 +166,7 @@ class Reporter:
         self._untold: dict[dg.AssetKey, dg.AssetMaterialization] = {}
         self._told_at: dict[dg.AssetKey | dg.AssetCheckKey, float] = {}
         self._verdicts: dict[dg.AssetCheckKey, tuple[bool, dg.AssetCheckSeverity]] = {}
+        self._errors: dict[dg.AssetKey, tuple[str, float]] = {}
 
     def report(self, events: Sequence[Told], now: float) -> None:
         """Tell what is due at a time. Where Dagster's storage is away, it hears of it later."""
@@ -169,11 +183,12 @@ class Reporter:
                 if isinstance(event, dg.AssetCheckEvaluation):
                     self._verdict(event, now)
                 elif isinstance(event, dg.AssetObservation):
-                    self._instance.report_runless_asset_event(event)
+                    self._observation(event, now)
         except _STORAGE_AWAY as error:
             log.warning("dagster_not_told", error=str(error))
 
     def _keep(self, event: dg.AssetMaterialization) -> None:
+        self._errors.pop(event.asset_key, None)
         before = self._untold.get(event.asset_key)
         if before is not None and ROWS in event.metadata and ROWS in before.metadata:
             rows = _rows(before) + _rows(event)
@@ -188,6 +203,16 @@ class Reporter:
         self._instance.report_runless_asset_event(check)
         self._verdicts[key] = verdict
         self._told_at[key] = now
+
+    def _observation(self, event: dg.AssetObservation, now: float) -> None:
+        if ERROR not in event.metadata:
+            self._instance.report_runless_asset_event(event)
+            return
+        error = str(event.metadata[ERROR].value)
+        before, told_at = self._errors.get(event.asset_key, (None, now))
+        if error != before or now - told_at >= AGAIN_SECONDS:
+            self._instance.report_runless_asset_event(event)
+            self._errors[event.asset_key] = error, now
 
 
 def _rows(event: dg.AssetMaterialization) -> int:
@@ -219,6 +244,8 @@ class Transform:
         self._connection: Connection | None = None
         self._retry_at = 0.0
         """When to build even if nothing is new: at the start, and after a failure."""
+        self._catalogue_id: int | None = None
+        """The list of products that the last build took in; None where it failed."""
         self.builds = 0
 
     def stop(self) -> None:
@@ -242,8 +269,9 @@ class Transform:
             while not self._stop.is_set():
                 began = time.monotonic()
                 try:
-                    if await self._is_due():
-                        self._untold += await self._build(builder)
+                    bronze = await self._look()
+                    if self._is_due(bronze):
+                        self._untold += await self._build(builder, bronze.catalogue_id)
                     failures = 0
                     self._report(time.monotonic())
                     wait = began + self._every - time.monotonic()
@@ -261,17 +289,26 @@ class Transform:
         await self._reporting
         log.info("transform_stopped", builds=self.builds)
 
-    async def _is_due(self) -> bool:
+    async def _look(self) -> Bronze:
         async with asyncio.timeout(LOOK_SECONDS):
             if self._connection is None:
                 self._connection = await self._info.open()
                 log.info("database_back")
-            bronze = await look_at(self._connection)
-        return bronze.lag > 0 or time.monotonic() >= self._retry_at
+            return await look_at(self._connection)
 
-    async def _build(self, builder: Builder) -> list[Told]:
-        built = await asyncio.to_thread(builder.build)
+    def _is_due(self, bronze: Bronze) -> bool:
+        return (
+            bronze.lag > 0
+            or self._catalogue_id not in {None, bronze.catalogue_id}
+            or time.monotonic() >= self._retry_at
+        )
+
+    async def _build(self, builder: Builder, catalogue_id: int) -> list[Told]:
+        # It costs some 0.3 s, and changes hourly at most.
+        reference = catalogue_id != self._catalogue_id
+        built = await asyncio.to_thread(builder.build, reference=reference)
         self.builds += 1
+        self._catalogue_id = None if built.failures else catalogue_id
         self._retry_at = time.monotonic() + RETRY_SECONDS if built.failures else math.inf
         if built.failures:
             log.error("build_failed", failures=built.failures, seconds=round(built.seconds, 2))

@@ -23,7 +23,17 @@ from simulator.frames import (
     rest_row,
     rest_trade,
 )
-from simulator.market import DAY, PRODUCTS, SECOND, Market, Product, Trade, candle_of, micros
+from simulator.market import (
+    DAY,
+    PRODUCTS,
+    SECOND,
+    Market,
+    Product,
+    Trade,
+    candle_of,
+    micros,
+    spoiled,
+)
 from simulator.server import (
     AdvancedCounts,
     BadRequestError,
@@ -323,8 +333,12 @@ class Exchange(FeedServer):
         rows = []
         for time in range(start, end + 1, granularity):
             trades = await self._bucket(product_id, time, granularity)
-            if trades:
-                rows.append(rest_candle(candle_of(time, trades)))
+            fault = self.rest_faults.of_candle(product_id, granularity, time) if trades else None
+            if fault:
+                self.rest_spoilt[fault] += 1
+            if trades and fault != "left_out":
+                candle = candle_of(time, trades)
+                rows.append(rest_candle(spoiled(candle) if fault == "wrong" else candle))
         return json_response(f"[{','.join(reversed(rows))}]")
 
     async def _bucket(self, product_id: str, time: int, granularity: int) -> list[Trade]:

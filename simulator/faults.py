@@ -16,6 +16,7 @@ from simulator.market import SECOND
 
 FrameKind = Literal["intact", "duplicate", "late", "malformed", "dropped"]
 RestFault = Literal["too_many", "failing", "hanging", "truncated"]
+CandleFault = Literal["wrong", "left_out"]
 
 
 class Outgoing(NamedTuple):
@@ -85,23 +86,34 @@ class RestFaults:
     `truncated` ones half the JSON is missing. Which requests are hit depends on the seed and the
     number of the request.
 
+    Of the candles, not the answers, `wrong_candles` have a close and a volume one increment of 1e-8
+    too high, and `candles_left_out` are not in their answer. Which ones depends on the seed, the
+    product and the bucket, so a candle that is asked for again is no better.
+
     Raises:
-        ValueError: If a share is out of range, or the shares exceed 1.
+        ValueError: If a share is out of range, or the shares of answers or of candles exceed 1.
     """
 
     too_many: float = 0.0
     failing: float = 0.0
     hanging: float = 0.0
     truncated: float = 0.0
+    wrong_candles: float = 0.0
+    candles_left_out: float = 0.0
     retry_after: int = 1
     hang_seconds: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        shares = [share for share, _ in self._shares]
-        if min(shares) < 0 or sum(shares) > 1:
-            names = ", ".join(name for _, name in self._shares)
-            raise ValueError(f"Shares of faults lie in 0 to 1, also together; {names}: {shares}.")
+        answers = {name: share for share, name in self._shares}
+        candles = {
+            "wrong_candles": self.wrong_candles,
+            "candles_left_out": self.candles_left_out,
+        }
+        for shares in (answers, candles):
+            if min(shares.values()) < 0 or sum(shares.values()) > 1:
+                told = f"{', '.join(shares)}: {list(shares.values())}"
+                raise ValueError(f"Shares of faults lie in 0 to 1, also together; {told}.")
 
     def of(self, number: int) -> RestFault | None:
         """Return the fault of the request with this number, if it suffers one."""
@@ -111,6 +123,13 @@ class RestFaults:
                 return fault
             luck -= share
         return None
+
+    def of_candle(self, product_id: str, granularity: int, time: int) -> CandleFault | None:
+        """Return the fault of a candle of so many seconds from this time on, if it suffers one."""
+        luck, _ = _roll(f"{self.seed}/candle/{product_id}/{granularity}/{time}")
+        if luck < self.wrong_candles:
+            return "wrong"
+        return "left_out" if luck < self.wrong_candles + self.candles_left_out else None
 
     @property
     def _shares(self) -> tuple[tuple[float, RestFault], ...]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from time import gmtime, strftime
 from typing import Literal
@@ -24,6 +25,11 @@ def trimmed(units: int) -> str:
 def padded(units: int) -> str:
     """Write units of 1e-8 with all 8 decimals, as REST does."""
     return f"{units // UNITS}.{units % UNITS:08d}"
+
+
+def as_double(units: int) -> str:
+    """Write units of 1e-8 as the nearest double, which candles are made of: in up to 17 digits."""
+    return f"{Decimal(repr(units / UNITS)):f}".removesuffix(".0")
 
 
 @lru_cache(maxsize=4096)
@@ -148,7 +154,7 @@ def rest_row(trade: Trade) -> dict[str, str | int]:
 def rest_candle(candle: Candle) -> str:
     """Return one row of `GET /products/{id}/candles`: time, low, high, open, close, volume."""
     amounts = (candle.low, candle.high, candle.open, candle.close, candle.volume)
-    return f"[{candle.time},{','.join(map(trimmed, amounts))}]"
+    return f"[{candle.time},{','.join(map(as_double, amounts))}]"
 
 
 def rest_product(product: Product) -> dict[str, object]:

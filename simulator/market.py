@@ -146,6 +146,11 @@ def candle_of(time: int, trades: Sequence[Trade]) -> Candle:
     return Candle(time, min(prices), max(prices), prices[0], prices[-1], volume)
 
 
+def spoiled(candle: Candle) -> Candle:
+    """Return a candle that is wrong by as little as an amount can be: one unit."""
+    return replace(candle, close=candle.close + 1, volume=candle.volume + 1)
+
+
 _BLOCK = 64
 _SEQUENCE_PER_TRADE = 124  # recorded: sequence / trade_id is 122 for ETH-USD and 125 for BTC-USD
 _SEQUENCE_SPREAD = _BLOCK * (_SEQUENCE_PER_TRADE - 2)

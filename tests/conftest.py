@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +186,7 @@ class Database:
         asyncio.run(run())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Server:
     settings: WarehouseSettings
     embedded: EmbeddedServer
@@ -213,7 +214,8 @@ class Server:
             "alter database crypto_dw set jit to off",
             "revoke all on database crypto_dw from public",
             "grant connect on database crypto_dw "
-            "to medallion_owner, medallion_ingest, medallion_transform, medallion_reader",
+            "to medallion_owner, medallion_ingest, medallion_transform, medallion_reader, "
+            "medallion_archive",
             "grant temporary on database crypto_dw to medallion_transform",
         )
         return Database(self.settings.model_copy(update={"pgdatabase": "crypto_dw"}))
@@ -232,13 +234,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("server", servers, indirect=True, scope="session")
 
 
-@pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A PostgreSQL of each supported kind that is here, with a migrated template database."""
+@contextmanager
+def running_server(binaries: Path) -> Iterator[Server]:
     # Not pytest's own folder: each pytest on the machine closes that to other users again.
     home = Path(tempfile.mkdtemp(prefix="medallion-"))
     settings = WarehouseSettings(medallion_home=home, pgdatabase=TEMPLATE)
-    embedded = EmbeddedServer(home, settings.credentials_file, binaries=request.param)
+    embedded = EmbeddedServer(home, settings.credentials_file, binaries=binaries)
     embedded.start()
     try:
         asyncio.run(migrate(settings))
@@ -251,6 +252,22 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         shutil.rmtree(home)
 
 
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Callable[[Path], Server]]:
+    """Start each PostgreSQL when it is first asked for, and keep it.
+
+    A fixture with parameters would be made anew, file by file, and dbt's manifest with it.
+    """
+    with ExitStack() as stack:
+        yield cache(lambda binaries: stack.enter_context(running_server(binaries)))
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest, servers: Callable[[Path], Server]) -> Server:
+    """A PostgreSQL of each supported kind that is here, with a migrated template database."""
+    return servers(request.param)
+
+
 @pytest.fixture
 def database(server: Server) -> Database:
     """A fresh migrated database."""
@@ -258,11 +275,17 @@ def database(server: Server) -> Database:
 
 
 @pytest.fixture(scope="session")
-def dbt(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Dbt:
-    """dbt in this process, with one manifest for all tests of a server."""
+def dbts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Server], Dbt]:
+    """Make dbt for a server when it is first asked for, and keep it."""
     from tests.dbt.conftest import Dbt  # noqa: PLC0415  (takes seconds to import)
 
-    return Dbt(server, tmp_path_factory.mktemp("target"))
+    return cache(lambda server: Dbt(server, tmp_path_factory.mktemp("target")))
+
+
+@pytest.fixture(scope="session")
+def dbt(server: Server, dbts: Callable[[Server], Dbt]) -> Dbt:
+    """dbt in this process, with one manifest for all tests of a server."""
+    return dbts(server)
 
 
 @pytest.fixture

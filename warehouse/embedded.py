@@ -104,6 +104,7 @@ class EmbeddedServer:
             if os.name == "posix":
                 _let_server_user_reach(self.data.parent, self.binaries)
             self._make_cluster()
+            self._make_up_passwords()
             if not self.is_running():
                 self._start()
         except OSError as error:
@@ -157,6 +158,14 @@ class EmbeddedServer:
                     raise
                 return  # Another process was quicker.
         self._write({"port": self.port or _free_port(), "passwords": passwords})
+
+    def _make_up_passwords(self) -> None:
+        """Make up those of roles that a newer medallion brought; `medallion migrate` gives them."""
+        credentials = self._read()
+        new = {role.value for role in LOGIN_ROLES} - credentials["passwords"].keys()
+        if new:
+            credentials["passwords"] |= {role: secrets.token_urlsafe(24) for role in sorted(new)}
+            self._write(credentials)
 
     def _start(self) -> None:
         credentials = self._read()

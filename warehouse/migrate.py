@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import asyncpg
 
+from warehouse import citus
 from warehouse.settings import (
     ConnectionInfo,
     NoDatabaseError,
@@ -37,7 +38,7 @@ async def migrate(settings: WarehouseSettings) -> list[str]:
 
     """
     admin = settings.connection(Role.ADMIN)
-    await _check_server(settings)
+    await _prepare_server(settings)
     command = [_dbmate(), "--migrations-dir", str(MIGRATIONS), "--no-dump-schema", "up"]
     # The URL holds the password: it goes by the environment, which `ps` does not show. dbmate also
     # takes settings from there, and from a .env in the current folder: neither is meant for it.
@@ -55,6 +56,8 @@ async def migrate(settings: WarehouseSettings) -> list[str]:
         raise WarehouseError(f"A migration failed; nothing of it was kept. dbmate says: {told}")
     connection = await admin.connect()
     try:
+        if await citus.is_citus(connection):
+            await citus.distribute(connection)
         for role, password in settings.passwords().items():
             # ALTER ROLE takes no parameters: PostgreSQL itself quotes them.
             statement = await connection.fetchval(
@@ -95,8 +98,8 @@ async def refuse_other_versions(info: ConnectionInfo) -> None:
         )
 
 
-async def _check_server(settings: WarehouseSettings) -> None:
-    """Refuse a server that is too old and a database that is newer than this code."""
+async def _prepare_server(settings: WarehouseSettings) -> None:
+    """Refuse a server that is too old and a database that is newer; make roles for Citus."""
     admin = settings.connection(Role.ADMIN)
     try:
         connection = await admin.connect()
@@ -109,6 +112,8 @@ async def _check_server(settings: WarehouseSettings) -> None:
                 f"PostgreSQL {version.major} on {admin.host}:{admin.port} is too old: "
                 "medallion needs 15 or newer."
             )
+        if await citus.is_citus(connection):
+            await citus.let_roles_in(connection)
         applied = await _applied(connection)
     finally:
         await connection.close()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import asyncpg
 from pydantic import Field, SecretStr, field_validator
@@ -27,6 +27,10 @@ class NoDatabaseError(WarehouseError):
     """The server is there, the database is not."""
 
 
+class ArchiveError(Exception):
+    """A day could not be archived or restored. It is where it was; the message says what to do."""
+
+
 class Role(StrEnum):
     """Who connects. Each stage of the way has a role that may do just what the stage needs."""
 
@@ -38,9 +42,11 @@ class Role(StrEnum):
     """Reads bronze; owns silver, gold and ops."""
     READER = "medallion_reader"
     """Reads gold and the history of runs and checks: BI tools."""
+    ARCHIVE = "medallion_archive"
+    """Moves days of bronze to the archive and back; no other role may drop any."""
 
 
-LOGIN_ROLES = (Role.INGEST, Role.TRANSFORM, Role.READER)
+LOGIN_ROLES = (Role.INGEST, Role.TRANSFORM, Role.READER, Role.ARCHIVE)
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,22 @@ class WarehouseSettings(BaseSettings):
     medallion_reader_password: SecretStr | None = Field(
         default=None, description="the password that medallion_reader gets and uses"
     )
+    medallion_archive_password: SecretStr | None = Field(
+        default=None, description="the password that medallion_archive gets and uses"
+    )
     medallion_home: Path = Field(
         default=PROJECT_ROOT / ".medallion", description="a folder for the embedded server"
+    )
+    medallion_bronze_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=36_500,
+        description="days that bronze keeps before today, from 1 to 36500; unset: for ever",
+    )
+    medallion_archive_url: str = Field(
+        default=".medallion/archive",
+        min_length=1,
+        description="a folder, or a URL that fsspec knows, for example s3://bucket/medallion",
     )
 
     @field_validator("medallion_home")
@@ -163,6 +183,19 @@ class WarehouseSettings(BaseSettings):
     def _from_the_project(cls, home: Path) -> Path:
         """Take a relative folder from the project's, whichever the current one is."""
         return (PROJECT_ROOT / home.expanduser()).resolve()
+
+    @field_validator("medallion_archive_url")
+    @classmethod
+    def _folder_or_url(cls, url: str) -> str:
+        """Take a relative folder from the project's; the database remembers whole addresses."""
+        if "://" not in url:
+            return (PROJECT_ROOT / Path(url).expanduser()).as_posix()
+        if "@" in urlsplit(url).netloc:
+            raise ValueError(
+                "it holds a user name or a password, which would be stored with each file; give "
+                "them as the environment variables of its file system"
+            )
+        return url.rstrip("/")
 
     @property
     def embedded(self) -> bool:
@@ -182,11 +215,12 @@ class WarehouseSettings(BaseSettings):
         """Return the passwords that `medallion migrate` gives to the login roles."""
         if self.embedded:
             stored: dict[str, str] = self._credentials()["passwords"]
-            return {role: stored[role] for role in LOGIN_ROLES}
+            return {role: stored[role] for role in LOGIN_ROLES if role in stored}
         given = {
             Role.INGEST: self.medallion_ingest_password,
             Role.TRANSFORM: self.medallion_transform_password,
             Role.READER: self.medallion_reader_password,
+            Role.ARCHIVE: self.medallion_archive_password,
         }
         return {role: secret.get_secret_value() for role, secret in given.items() if secret}
 
@@ -197,10 +231,12 @@ class WarehouseSettings(BaseSettings):
         PGUSER: a container is given only the user that it needs.
 
         Raises:
-            WarehouseError: there is no embedded server yet.
+            WarehouseError: there is no embedded server yet, or it is from before this role.
         """
         if self.embedded:
             credentials = self._credentials()
+            if role not in credentials["passwords"]:
+                raise WarehouseError(f"{role} is new here. Run `medallion migrate` to make it.")
             user = "postgres" if role is Role.ADMIN else role.value
             return ConnectionInfo(
                 host="127.0.0.1",
@@ -241,8 +277,7 @@ def read_credentials(file: Path) -> dict[str, Any]:
     """
     try:
         credentials: dict[str, Any] = json.loads(file.read_text())
-        for role in Role:
-            str(credentials["passwords"][role])
+        str(credentials["passwords"][Role.ADMIN])
         int(credentials["port"])
     except FileNotFoundError:
         raise

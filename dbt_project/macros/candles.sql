@@ -22,6 +22,46 @@
 {%- endmacro %}
 
 
+{% macro neighbours(row, candles) -%}
+    {% for side, than, order in [('before', '<', 'desc'), ('behind', '>', 'asc')] -%}
+        left join lateral (  -- noqa: ST05
+            select * from {{ candles }} as neighbour
+            where
+                neighbour.product_id = {{ row }}.product_id
+                and neighbour.granularity = {{ row }}.granularity
+                and neighbour.bucket {{ than }} {{ row }}.bucket
+            order by neighbour.bucket {{ order }}
+            limit 1
+        ) as {{ side }} on true
+    {% endfor %}
+{%- endmacro %}
+
+
+{# Fenced, for else the planner reads all of the candles ahead of the neighbours. #}
+{% macro between_neighbours(row, candles) -%}
+    cross join lateral (
+        select {{ candles }}.* from {{ candles }}
+        where
+            {{ candles }}.product_id = {{ row }}.product_id
+            and {{ candles }}.granularity = {{ row }}.granularity
+            and {{ candles }}.bucket >= coalesce(before.bucket, '-infinity')
+            and {{ candles }}.bucket <= coalesce(behind.bucket, 'infinity')
+        offset 0
+    ) as between_neighbours
+{%- endmacro %}
+
+
+{# Theirs are doubles: from a number to the nearest one, and on to the shortest text that means it, is
+   half a unit of its last place each, together 2^-52 of it at most. A sum of doubles is off by no more
+   than that again for each one that is added. #}
+{% macro is_but_rounded() -%}
+    abs(volume_difference) * 2::numeric ^ 52 <= volume * (1 + trade_count)
+    {%- for price in ['open', 'high', 'low', 'close'] %}
+        and abs({{ price }}_difference) * 2::numeric ^ 52 <= {{ price }}
+    {%- endfor %}
+{%- endmacro %}
+
+
 {# A series of constants, for the planner knows how long it is. It takes one that begins with a column
    for a thousand rows, and reads the table of the parts from end to end. #}
 {% macro each_part(interval, part_interval) -%}

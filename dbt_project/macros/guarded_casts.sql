@@ -19,6 +19,11 @@
 {%- endmacro %}
 
 
+{% macro guarded_boolean(column) -%}
+    case when {{ column }} in ('true', 'false') then {{ column }}::boolean end
+{%- endmacro %}
+
+
 {% macro guarded_timestamp(column) -%}
     case
         when

@@ -5,6 +5,7 @@
     {{ run_hooks(pre_hooks, inside_transaction=false) }}
     {{ run_hooks(pre_hooks, inside_transaction=true) }}
     {% call statement('main') %}
+        {% if config.get('contract').enforced %}{{ get_assert_columns_equivalent(sql) }}{% endif %}
         {% if should_full_refresh() %}drop view if exists {{ view }} cascade;{% endif %}
         create or replace view {{ view }} as (
             {{ sql }}

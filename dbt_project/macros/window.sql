@@ -29,37 +29,55 @@
     {% set own = watermark_name(this) %}
     {% set inputs = window_inputs(model.depends_on.nodes) | unique | list %}
     select pg_advisory_xact_lock(hashtextextended('medallion model {{ own }}', 0));
-    with inputs as (
-        select * from ops.model_watermarks
-        where model in ('{{ inputs | join("', '") }}')
-    ),
+    -- By `set local`, which Citus tells its workers: it does not look into set_config.
+    do $$
+    declare
+        new record;
+    begin
+        with inputs as (
+            select * from ops.model_watermarks
+            where model in ('{{ inputs | join("', '") }}')
+        ),
 
-    watermarks as (
+        watermarks as (
+            select
+                {% if is_incremental() -%}
+                    coalesce((
+                        select high from ops.model_watermarks
+                        where
+                            model = '{{ own }}'
+                            and updated_at > all (select rebuilt_at from inputs)
+                    ), 0) as low,
+                {%- else -%}
+                    0 as low,
+                {%- endif %}
+                case when count(*) = {{ inputs | length }} then min(high) else 0 end as high
+            from inputs
+        )
+
         select
-            {% if is_incremental() -%}
-                coalesce((
-                    select high from ops.model_watermarks
-                    where
-                        model = '{{ own }}'
-                        and updated_at > all (select rebuilt_at from inputs)
-                ), 0) as low,
-            {%- else -%}
-                0 as low,
-            {%- endif %}
-            case when count(*) = {{ inputs | length }} then min(high) else 0 end as high
-        from inputs
-    )
-
-    select
-        set_config('medallion.window_low', low::text, true),
-        set_config('medallion.window_high', greatest(low, high)::text, true)
-    from watermarks;
+            low,
+            greatest(low, high) as high,
+            low = 0 and exists (
+                select from ops.model_watermarks where model = '{{ own }}'
+            ) as begins_anew
+        into new
+        from watermarks;
+        execute format('set local medallion.window_low = %L', new.low);
+        execute format('set local medallion.window_high = %L', new.high);
+        execute format('set local medallion.begins_anew = %L', new.begins_anew);
+    end
+    $$;
+    {% if 'bronze.coinbase_trades_raw' in inputs and not var('without_archived_days') -%}
+        {# From the beginning of bronze: what the archive alone has would be missing. #}
+        select bronze.require_whole_history()
+        where current_setting('medallion.window_low') = '0';
+    {%- endif %}
     {# What an input no longer holds must go. A table that can't be made anew keeps its history. #}
     {% if is_incremental() and config.get('full_refresh') is not false -%}
         delete from {{ this }}
         where
-            current_setting('medallion.window_low') = '0'
-            and exists (select from ops.model_watermarks where model = '{{ own }}')
+            current_setting('medallion.begins_anew')::boolean
         {%- if var('rebuild_from', none) and this.schema == 'gold' %}
             or {{ in_rebuilt_days(config.get('unique_key')[1]) }}
         {%- endif %}
@@ -90,10 +108,12 @@
 {% macro window_inputs(unique_ids) %}
     {% set names = [] %}
     {% for unique_id in unique_ids %}
-        {% set node = graph.sources.get(unique_id) or graph.nodes.get(unique_id) %}
-        {% if node and node.resource_type == 'model' and node.config.materialized == 'view' %}
+        {% set node = graph.nodes.get(unique_id) %}
+        {% if unique_id in graph.sources %}
+            {% do names.append('bronze.coinbase_trades_raw') %}
+        {% elif node and node.resource_type == 'model' and node.config.materialized == 'view' %}
             {% do names.extend(window_inputs(node.depends_on.nodes)) %}
-        {% elif node %}
+        {% elif node and 'reference' not in node.tags %}
             {% do names.append(watermark_name(node)) %}
         {% endif %}
     {% endfor %}

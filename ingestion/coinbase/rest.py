@@ -1,4 +1,4 @@
-"""Coinbase Exchange over REST: trades and products, within its limits of 10 requests a second.
+"""Coinbase Exchange over REST: trades, products and candles, at most 10 requests a second.
 
 Paths, limits and shapes: FEED.md, and https://docs.cdp.coinbase.com/exchange/rest-api.
 """
@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 REQUESTS_PER_SECOND: Final = 10
 """What Coinbase allows to an address (FEED.md); a burst of 15 is allowed as well, and not used."""
 PAGE_TRADES: Final = 1000
+PAGE_CANDLES: Final = 300
 TIMEOUT_SECONDS: Final = 10.0
 FIRST_RETRY_SECONDS: Final = 0.5
 LONGEST_RETRY_SECONDS: Final = 30.0
@@ -38,7 +39,7 @@ class RestRefusedError(IngestionError):
 
 
 class UnreadablePageError(Exception):
-    """An answer holds trades, and none of them can be read."""
+    """An answer holds trades or products, and none of them can be read."""
 
 
 class RestTrade(NamedTuple):
@@ -70,7 +71,7 @@ class _TradeFields(msgspec.Struct):
 
 _page = msgspec.json.Decoder(list[msgspec.Raw])
 _trade = msgspec.json.Decoder(_TradeFields)
-_products = msgspec.json.Decoder(list[Product])
+_product = msgspec.json.Decoder(Product)
 
 
 class RestClient:
@@ -137,7 +138,35 @@ class RestClient:
             RestRefusedError: the exchange doesn't tell.
 
         """
-        return await self._get("/products", {}, _products.decode)
+        return await self._get("/products", {}, _read_products)
+
+    async def catalogue(self) -> list[bytes]:
+        """Return all products as they came, those that can't be read included.
+
+        Raises:
+            RestRefusedError: the exchange doesn't tell.
+
+        """
+        return await self._get("/products", {}, _read_catalogue)
+
+    async def candles(
+        self, product_id: str, granularity: int, first: datetime, last: datetime
+    ) -> bytes:
+        """Return the candles whose buckets begin from `first` to `last`, as the array that came.
+
+        Each is `[time, low, high, open, close, volume]`; one without trades is left out (FEED.md).
+        `granularity` is in seconds; of more than 300 buckets the exchange tells nothing.
+
+        Raises:
+            RestRefusedError: the product is unknown, or the request makes no sense.
+
+        """
+        query = {
+            "granularity": str(granularity),
+            "start": f"{first:%Y-%m-%dT%H:%M:%SZ}",
+            "end": f"{last:%Y-%m-%dT%H:%M:%SZ}",
+        }
+        return await self._get(f"/products/{product_id}/candles", query, _read_candles)
 
     async def _get(self, path: str, query: dict[str, str], read: Callable[[bytes], _T]) -> _T:
         failures = 0
@@ -189,19 +218,39 @@ def _retry_after(answer: httpx.Response) -> float:
     return min(float(told), LONGEST_RETRY_AFTER_SECONDS) if told.isdecimal() else 0.0
 
 
+def _read_candles(body: bytes) -> bytes:
+    _page.decode(body)
+    return body
+
+
 def _read_trades(body: bytes) -> list[RestTrade]:
-    trades, unreadable = [], []
-    payloads = _page.decode(body)
-    for payload in payloads:
+    read = _read_each(body, _trade, "trades")
+    return [RestTrade(fields.trade_id, fields.time, payload) for fields, payload in read]
+
+
+def _read_products(body: bytes) -> list[Product]:
+    return [product for product, _ in _read_each(body, _product, "products")]
+
+
+def _read_catalogue(body: bytes) -> list[bytes]:
+    if not _read_products(body):
+        # Taken for true, it would delist them all.
+        raise UnreadablePageError("it names no product")
+    return [bytes(payload) for payload in _page.decode(body)]
+
+
+def _read_each(body: bytes, decoder: msgspec.json.Decoder[_T], what: str) -> list[tuple[_T, bytes]]:
+    """Read a list, and leave out what can't be read of it, unless that is everything."""
+    read, unreadable = [], []
+    for payload in _page.decode(body):
         try:
-            fields = _trade.decode(payload)
-        except msgspec.MsgspecError as error:
+            read.append((decoder.decode(payload), bytes(payload)))
+        # What is no UTF-8 raises an error of its own.
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             unreadable.append(f"{error}: {bytes(payload)[:100]!r}")
-        else:
-            trades.append(RestTrade(fields.trade_id, fields.time, bytes(payload)))
     if unreadable:
-        if not trades:
-            raise UnreadablePageError(f"no trade of it can be read: {unreadable[0]}")
-        # They stay missing: the exchange is asked for them again, and in the end that is told.
-        log.warning("rest_trades_unreadable", trades=len(unreadable), first=unreadable[0])
-    return trades
+        if not read:
+            raise UnreadablePageError(f"none of its {what} can be read: {unreadable[0]}")
+        # Trades stay missing: the exchange is asked for them again, and in the end that is told.
+        log.warning(f"rest_{what}_unreadable", **{what: len(unreadable)}, first=unreadable[0])
+    return read

@@ -80,6 +80,17 @@ class AdvancedMessage(msgspec.Struct, gc=False):
         found.reverse()
         return found
 
+    def products(self) -> set[str]:
+        """Return the products that the trades name, also those without an id."""
+        events = self.events if isinstance(self.events, list) else []
+        return {
+            trade["product_id"]
+            for event in events
+            if isinstance(event, dict) and isinstance(event.get("trades"), list)
+            for trade in event["trades"]
+            if isinstance(trade, dict) and isinstance(trade.get("product_id"), str)
+        }
+
     def subscribed_products(self) -> frozenset[str] | None:
         """Return the products whose trades are subscribed, None if it doesn't say."""
         events = self.events if isinstance(self.events, list) else []
@@ -209,6 +220,11 @@ def trades_in(channel: str, frame: bytes) -> list[tuple[str, int]]:
     if not isinstance(message.product_id, str) or trade_id is None:
         return []
     return [(message.product_id, trade_id)]
+
+
+def products_in(channel: str, frame: bytes) -> set[str]:
+    """Return the products that the trades in a frame name, where it may be several."""
+    return decode_advanced(frame).products() if channel == MARKET_TRADES_CHANNEL else set()
 
 
 def _decode_unusual(frame: bytes) -> Message:

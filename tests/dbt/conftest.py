@@ -14,6 +14,7 @@ import pytest
 from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
 
+from tests.candles import Candle
 from tests.conftest import ROOT, Database, Server
 from warehouse.settings import ConnectionInfo
 
@@ -119,6 +120,30 @@ class Lakehouse:
         for frame in matches:
             self.receive(rest_trade(frame), source="rest", product_id=frame["product_id"])
 
+    def answer(
+        self, first: datetime, last: datetime, *told: Any, granularity: int = 60, **columns: Any
+    ) -> None:
+        """Append what the exchange tells when it is asked for its candles from first to last."""
+        self.database.fetch(
+            "insert into bronze.coinbase_candles_raw "
+            "(product_id, granularity, first_bucket, last_bucket, payload) "
+            "values ($1, $2, $3, $4, $5)",
+            columns.get("product_id", "BTC-USD"),
+            granularity,
+            first,
+            last,
+            json.dumps(told, default=float),
+            role="medallion_ingest",
+        )
+
+    def list_products(self, *products: Any, hour: float = 0) -> None:
+        """Append a catalogue of the exchange, of so many hours after yesterday's noon."""
+        self.database.fetch(
+            "insert into bronze.coinbase_products_raw (received_at, payload) values ($1, $2)",
+            NOON + timedelta(hours=hour),
+            json.dumps(products),
+        )
+
     def record_gap(
         self, missing: str = "{}", absent: str = "{}", product_id: str = "BTC-USD", **columns: Any
     ) -> None:
@@ -145,6 +170,11 @@ class Lakehouse:
         build = self.dbt("build", *arguments)
         assert not build.failed, {name: build.messages[name] for name in build.failed}
         return build
+
+    def run(self, *arguments: str) -> None:
+        """Run `dbt run`, which takes half as long: no check is made."""
+        run = self.dbt("run", *arguments)
+        assert not run.failed, {name: run.messages[name] for name in run.failed}
 
     def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
         return [dict(row) for row in self.database.fetch(query, *arguments)]
@@ -190,6 +220,21 @@ def match(trade_id: int, /, **fields: Any) -> dict[str, Any]:
     return {name: value for name, value in frame.items() if value is not None}
 
 
+def product(product_id: str, /, **fields: Any) -> dict[str, Any]:
+    """Return a product that is traded, as the exchange lists it."""
+    base_currency, _, quote_currency = product_id.partition("-")
+    return {
+        "id": product_id,
+        "base_currency": base_currency,
+        "quote_currency": quote_currency,
+        "base_increment": "0.00000001",
+        "quote_increment": "0.01",
+        "display_name": product_id,
+        "status": "online",
+        "trading_disabled": False,
+    } | fields
+
+
 def advanced_frame(*matches: dict[str, Any]) -> dict[str, Any]:
     """Return the Advanced frame that tells of these matches, which it does newest first."""
     trades = [
@@ -203,6 +248,13 @@ def advanced_frame(*matches: dict[str, Any]) -> dict[str, Any]:
         "sequence_num": 22,
         "events": [{"type": "update", "trades": trades[::-1]}],
     }
+
+
+def exchange_candle(candle: Candle, **wrong: Any) -> list[Any]:
+    """Return how the exchange tells of a candle: in its own order, as doubles."""
+    told = candle._replace(**wrong)
+    at = int(told.bucket.timestamp())
+    return [at, told.low, told.high, told.open, told.close, told.volume]
 
 
 def rest_trade(frame: dict[str, Any]) -> dict[str, Any]:

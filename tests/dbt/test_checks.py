@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.candles import candles
 from tests.conftest import Server
-from tests.dbt.conftest import NOON, Build, Dbt, Lakehouse, match
+from tests.dbt.conftest import NOON, Build, Dbt, Lakehouse, exchange_candle, match, product
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -20,8 +21,10 @@ INVARIANTS = {f"{candles}_invariants" for candles in CANDLES}
 IN_HISTORY = "_in_all_history"
 ROLL_UPS_IN_HISTORY = {name + IN_HISTORY for name in ROLL_UPS}
 AGREES = {"ohlc_1m_agrees_with_trades", "ohlc_1m_agrees_with_trades" + IN_HISTORY}
+DATES = {f"{days}_has_its_dates{IN_HISTORY}" for days in ("daily_kpis", "completeness")}
 COMPLETENESS = {"completeness_agrees_with_candles"}
 FRESHNESS = {"bronze_freshness", "bronze_volume_5m", "silver_freshness", "ohlc_1m_is_recent"}
+CATALOGUE = {"catalogue_is_recent"}
 # As if no check had passed yet: those of new rows read every row.
 UNCHECK = "update ops.model_watermarks set checked = 0;"
 
@@ -51,7 +54,13 @@ def fresh_frames() -> list[dict[str, object]]:
 def good_build(server: Server, dbt: Dbt) -> Iterator[Build]:
     """Keep a database of good, fresh, checked data to copy from, and what its build said."""
     lakehouse = Lakehouse(server.fresh_database(), dbt)
-    lakehouse.receive(*fresh_frames())
+    frames = fresh_frames()
+    lakehouse.receive(*frames)
+    for candle in candles(frames, "ohlc_1m"):
+        told = exchange_candle(candle)
+        lakehouse.answer(candle.bucket, candle.bucket, told, product_id=candle.product_id)
+    hours = (datetime.now(UTC) - NOON) / timedelta(hours=1)
+    lakehouse.list_products(product("BTC-USD"), product("ETH-USD"), hour=hours)
     build = lakehouse.dbt("build", "--selector", "full")
     server.maintain(f"create database {GOOD} template {lakehouse.database.name}")
     yield build
@@ -88,6 +97,12 @@ def without_constraints(table: str) -> str:
                 where conrelid = '{table}'::regclass and contype in ('p', 'c')
             loop
                 execute format('alter table {table} drop constraint %I', name);
+            end loop;
+            for name in
+                select indexrelid::regclass from pg_index
+                where indrelid = '{table}'::regclass and indisunique
+            loop
+                execute format('drop index %s', name);
             end loop;
             for name in
                 select attname from pg_attribute
@@ -172,13 +187,13 @@ SPOILED = {
     "quarantine_without_a_reason": Spoiled(
         UNCHECK + "insert into silver.coinbase_trades_quarantine "
         "values (1, 2, now(), 'exchange_ws', 'BTC-USD', '2', '{}', '{}')",
-        {"quarantine_has_a_reason"},
+        {"quarantine_has_a_reason", "silver_accounts_for_every_row"},
     ),
     "too_many_in_quarantine": Spoiled(
         UNCHECK + "insert into silver.coinbase_trades_quarantine "
         "select bronze_id, 2, received_at, source, product_id, trade_id::text, "
         "array['invalid_price'], '{}' from silver.coinbase_trades order by bronze_id limit 5",
-        {"quarantine_share"},
+        {"quarantine_share", "silver_accounts_for_every_row"},
     ),
     "candle_twice": Spoiled(
         UNCHECK + append("gold.ohlc_1m", "open = high, close = high", "product_id = 'BTC-USD'"),
@@ -202,7 +217,8 @@ SPOILED = {
             "ohlc_1d_rolls_up" + IN_HISTORY,
             "daily_kpis_agree_with_candles",
         }
-        | COMPLETENESS,
+        | COMPLETENESS
+        | DATES,
     ),
     "day_lost": Spoiled(
         UNCHECK + "delete from gold.daily_kpis where product_id = 'ETH-USD'",
@@ -210,7 +226,7 @@ SPOILED = {
     ),
     "day_that_no_candle_has": Spoiled(
         UNCHECK + "update gold.daily_kpis set day = day + 1000",
-        {"daily_kpis_agree_with_candles"},
+        {"daily_kpis_agree_with_candles", "daily_kpis_has_its_dates" + IN_HISTORY},
     ),
     "high_below_low": Spoiled(
         UNCHECK
@@ -301,12 +317,33 @@ SPOILED = {
     "quarantined_trade_that_silver_lacks": Spoiled(
         UNCHECK + "insert into silver.coinbase_trades_quarantine "
         "values (1, 99, now(), 'exchange_ws', 'BTC-USD', '555', '{invalid_price}', '{}')",
-        {"quarantined_trades_came_again"},
+        {"quarantined_trades_came_again", "silver_accounts_for_every_row"},
     ),
     "gap_open_for_an_hour": Spoiled(
         "insert into bronze.trade_gaps (product_id, first_id, last_id, found_by, missing, found_at)"
         "values ('BTC-USD', 200, 201, 'announced', '{[200,202)}', now() - interval '1 hour')",
         {"trade_gaps_open_too_long"},
+    ),
+    "candles_of_the_exchange_twice": Spoiled(
+        UNCHECK + append("silver.coinbase_candles"), {"exchange_candles_no_duplicates"}
+    ),
+    "candle_that_nobody_asked_for": Spoiled(
+        "insert into bronze.coinbase_candles_raw "
+        "(product_id, granularity, first_bucket, last_bucket, payload) "
+        "select 'BTC-USD', 60, now(), now(), '[[0, 1, 1, 1, 1, 1]]';"
+        "update ops.model_watermarks set high = high + 1 where model = 'silver.coinbase_candles'",
+        {"exchange_candles_can_be_read"},
+    ),
+    "candles_compared_twice": Spoiled(
+        UNCHECK + append("gold.candle_reconciliation"), {"candle_reconciliation_no_duplicates"}
+    ),
+    "whole_candle_that_differs": Spoiled(
+        UNCHECK + "update gold.candle_reconciliation set verdict = 'differs' where is_whole",
+        {"candles_agree_with_the_exchange"},
+    ),
+    "candle_that_differs_where_trades_are_missing": Spoiled(
+        UNCHECK + "update gold.candle_reconciliation set verdict = 'differs' where not is_whole",
+        set(),
     ),
     "movers_out_of_range_and_twice": Spoiled(
         "update gold.top_movers set period = '2h' where period = '1h';"
@@ -316,6 +353,30 @@ SPOILED = {
             "top_movers_rank_counts_from_one",
             "top_movers_no_duplicates",
         },
+    ),
+    "product_that_no_catalogue_names": Spoiled(
+        UNCHECK + "delete from silver.products where product_id = 'ETH-USD'",
+        {"trades_of_unknown_products", "catalogue_is_readable"},
+    ),
+    "catalogue_of_yesterday": Spoiled(
+        "set session_replication_role = replica; update bronze.coinbase_products_raw "
+        "set received_at = received_at - interval '1 day 1 second'",
+        CATALOGUE,
+    ),
+    "increment_that_is_none": Spoiled(
+        "update silver.products set quote_increment = 0 where product_id = 'ETH-USD'",
+        {"catalogue_is_readable"},
+    ),
+    "two_versions_at_a_time": Spoiled(
+        append("silver.products", "valid_from = valid_from + interval '1 second'"),
+        {"products_have_one_version_at_a_time"},
+    ),
+    "product_twice": Spoiled(append("gold.dim_products"), {"dim_products_no_duplicates"}),
+    "trade_off_the_increments": Spoiled(
+        "insert into gold.off_increment_trades select product_id, trade_minute, trade_id, "
+        "trade_time, price, 0.03, true, size, 1, true, bronze_id "
+        "from silver.coinbase_trades where trade_id = 77 limit 1;" + UNCHECK,
+        {"trades_fit_their_increments"},
     ),
     "nothing_received_for_ten_minutes": Spoiled(
         # A superuser alone can pass by the trigger that keeps bronze as it was received.
@@ -355,7 +416,7 @@ def test_old_data_warns_and_stops_nothing(lakehouse: Lakehouse, dbt: Dbt) -> Non
     hours_ago = datetime.now(UTC) - timedelta(hours=3)
     lakehouse.receive(*(match(trade_id) for trade_id in range(1, 9)), received_at=hours_ago)
     build = lakehouse.dbt("build")
-    assert (build.warned, build.failed) == (FRESHNESS, set())
+    assert (build.warned, build.failed) == (FRESHNESS | CATALOGUE, set())
     assert lakehouse.one("select trades from gold.daily_kpis") == {"trades": 8}
     assert lakehouse.one("select status from ops.pipeline_runs") == {"status": "success"}
     assert lakehouse.rows("select model from ops.model_watermarks where checked < high") == []
@@ -364,9 +425,14 @@ def test_old_data_warns_and_stops_nothing(lakehouse: Lakehouse, dbt: Dbt) -> Non
 def test_only_what_may_be_no_fault_of_the_data_is_a_warning(dbt: Dbt) -> None:
     warnings = {name for name, severity in severities(dbt).items() if severity == "warn"}
     assert warnings == FRESHNESS | {
+        "catalogue_is_recent",
+        "catalogue_is_readable",
+        "trades_fit_their_increments",
+        "trades_of_unknown_products",
         "quarantine_share",
         "quarantined_trades_came_again",
         "trade_gaps_open_too_long",
+        "exchange_candles_can_be_read",
     }
 
 
@@ -400,7 +466,10 @@ def test_a_failing_check_holds_back_gold_until_the_fault_is_repaired(
     lakehouse.receive(match(6, at=1000), match(7, at=2))
     spoiled = lakehouse.dbt("build")
     failing = {"silver_no_negative_price", "silver_accounts_for_every_row"}
-    downstream = {"daily_kpis", "trade_completeness", "top_movers", *CANDLES}
+    downstream = {
+        *("daily_kpis", "trade_completeness", "top_movers", "off_increment_trades"),
+        *CANDLES,
+    }
     assert spoiled.failed >= {"silver_no_negative_price"}
     assert spoiled.failed <= failing
     assert {spoiled.statuses[model] for model in downstream} == {"skipped"}

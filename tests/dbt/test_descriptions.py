@@ -23,6 +23,8 @@ def ours(dbt: Dbt) -> Iterator[tuple[str, Any]]:
         manifest.sources,
         manifest.macros,
         manifest.exposures,
+        manifest.metrics,
+        manifest.semantic_models,
         manifest.groups,
         manifest.unit_tests,
     ):
@@ -84,7 +86,12 @@ def test_tables_have_the_columns_types_and_comments_that_are_described(
         from pg_class
         inner join pg_attribute on attrelid = pg_class.oid and attnum > 0 and not attisdropped
         where
-            relnamespace in ('bronze'::regnamespace, 'silver'::regnamespace, 'gold'::regnamespace)
+            (
+                relnamespace::regnamespace::text in ('bronze', 'silver', 'gold')
+                -- The others there are of migrations.
+                or relnamespace = 'ops'::regnamespace
+                and relname in ('quarantined_trades', 'trade_arrivals')
+            )
             and relkind in ('r', 'p', 'v')
             and not relispartition
         """
@@ -93,6 +100,30 @@ def test_tables_have_the_columns_types_and_comments_that_are_described(
         column["name"]: (column["data_type"], column["description"]) for column in columns
     }
     assert in_database == described
+
+
+def test_every_table_and_column_has_a_comment_that_tools_show(lakehouse: Lakehouse) -> None:
+    lakehouse.build()
+    bare = lakehouse.rows(
+        """
+        with commented as (
+            select attrelid as oid, attnum, attname from pg_attribute
+            where attnum > 0 and not attisdropped
+            union all
+            select oid, 0, 'the table' from pg_class
+        )
+
+        select concat_ws('.', relnamespace::regnamespace, relname, attname) as name
+        from pg_class
+        inner join commented using (oid)
+        where
+            relnamespace::regnamespace::text in ('bronze', 'silver', 'gold', 'ops')
+            and relkind in ('r', 'p', 'v')
+            and not relispartition
+            and col_description(oid, attnum) is null
+        """
+    )
+    assert bare == []
 
 
 def test_the_lineage_leads_from_bronze_to_every_report(dbt: Dbt) -> None:
@@ -112,4 +143,6 @@ def test_the_lineage_leads_from_bronze_to_every_report(dbt: Dbt) -> None:
         "model.medallion.stg_coinbase__rest_trades",
         "model.medallion.stg_coinbase__trades",
         "model.medallion.coinbase_trades",
+        "source.medallion.coinbase.coinbase_products_raw",
+        "snapshot.medallion.coinbase_products_snapshot",
     }

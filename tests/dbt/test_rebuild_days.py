@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.dbt.conftest import NOON, Lakehouse, match
+from tests.candles import candles
+from tests.dbt.conftest import NOON, Lakehouse, exchange_candle, match
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -22,6 +23,7 @@ BUCKETS = {
     "ohlc_1d": "bucket_1d",
     "daily_kpis": "day",
     "trade_completeness": "day",
+    "candle_reconciliation": "bucket",
 }
 VOLUMES = {"daily_kpis": "volume", "trade_completeness": "trades"}
 
@@ -38,6 +40,8 @@ def three_days(lakehouse: Lakehouse) -> Lakehouse:
             frames.append(match(trade_id, at=at, price=f"{100 + trade_id}", size=f"{trade_id}"))
     lakehouse.record_gap("{[4,6)}")
     lakehouse.receive(*frames)
+    for candle in candles(frames, "ohlc_1m"):
+        lakehouse.answer(candle.bucket, candle.bucket, exchange_candle(candle))
     lakehouse.build()
     return lakehouse
 

@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from tests.dbt.conftest import NOON, Lakehouse, match
+from tests.candles import candles
+from tests.dbt.conftest import NOON, Lakehouse, exchange_candle, match
 
 pytestmark = pytest.mark.postgres18_only
 
@@ -33,7 +34,7 @@ def test_a_trade_becomes_a_candle_of_every_length(lakehouse: Lakehouse) -> None:
 
 def test_a_duplicate_is_counted_once(lakehouse: Lakehouse) -> None:
     lakehouse.receive(match(1), match(1), match(2))
-    lakehouse.build()
+    lakehouse.run()
     lakehouse.receive(match(2), match(1, type="last_match"))
     lakehouse.build()
     assert lakehouse.one("select sum(trade_count) as n from gold.ohlc_1d")["n"] == 2
@@ -46,7 +47,7 @@ def test_a_duplicate_that_disagrees_is_quarantined(
 ) -> None:
     lakehouse.receive(match(1), match(2), match(3), match(4))
     if separate_builds:
-        lakehouse.build()
+        lakehouse.run()
     lakehouse.receive(
         match(1, price="100.01"), match(2, size="0.51"), match(3, side="buy"), match(4, at=30)
     )
@@ -71,7 +72,7 @@ def test_a_duplicate_that_writes_its_numbers_otherwise_agrees(lakehouse: Lakehou
 
 def test_a_late_trade_changes_open_and_close_of_every_candle(lakehouse: Lakehouse) -> None:
     lakehouse.receive(match(5, price="100", at=20), match(6, price="101", at=25))
-    lakehouse.build()
+    lakehouse.run()
     lakehouse.receive(match(4, price="90", at=1), match(7, price="95", at=59))
     lakehouse.build()
     for table in LONGER:
@@ -159,14 +160,14 @@ def test_side_is_the_makers_and_taker_side_its_opposite(lakehouse: Lakehouse) ->
 def test_the_time_zone_of_the_session_changes_nothing(lakehouse: Lakehouse) -> None:
     frames = [match(number, at=number * 3600) for number in range(1, 30)]
     lakehouse.receive(*frames)
-    lakehouse.build()
+    lakehouse.run()
     in_utc = lakehouse.fingerprints()
     lakehouse.database.execute("alter role medallion_transform set timezone to 'Asia/Kathmandu'")
     try:
-        lakehouse.build("--full-refresh")
+        lakehouse.run("--full-refresh")
         assert lakehouse.fingerprints() == in_utc
         lakehouse.receive(match(30, at=30 * 3600))
-        lakehouse.build()
+        lakehouse.run()
     finally:
         lakehouse.database.execute("alter role medallion_transform reset timezone")
     lakehouse.build("--full-refresh")
@@ -234,8 +235,8 @@ def test_a_trade_from_the_future_leaves_the_movers_and_freshness_alone(
 
 def test_top_movers_keep_history_for_the_days_that_are_set(lakehouse: Lakehouse) -> None:
     lakehouse.receive(match(1, at=0))
-    lakehouse.build()
-    lakehouse.build()
+    lakehouse.run()
+    lakehouse.run()
     assert lakehouse.one("select count(distinct snapshot_ts) as n from gold.top_movers") == {"n": 1}
     lakehouse.receive(match(2, at=120))
     lakehouse.build("--full-refresh")
@@ -247,3 +248,39 @@ def test_top_movers_keep_history_for_the_days_that_are_set(lakehouse: Lakehouse)
     lakehouse.receive(match(3, at=240))
     lakehouse.build("--vars", "{top_movers_history_days: 1}")
     assert lakehouse.one("select count(distinct as_of) as n from gold.top_movers") == {"n": 2}
+
+
+def test_a_candle_is_judged_again_when_a_trade_beside_it_comes_late(lakehouse: Lakehouse) -> None:
+    minute = timedelta(minutes=1)
+    sent = [match(n, at=at, size="0.1") for n, at in enumerate((0, 60, 70, 120, 180), start=1)]
+    first, second, third, _ = candles(sent, "ohlc_1m")
+    missed = sent.pop(2)
+    lakehouse.receive(*sent)
+    lakehouse.record_gap("{[3,4)}")
+    told = [exchange_candle(first), exchange_candle(second), exchange_candle(third, low=99.99)]
+    lakehouse.answer(NOON, NOON + 2 * minute, *told)
+    judged = "select verdict, is_whole from gold.candle_reconciliation order by bucket"
+
+    lakehouse.run()
+    assert [tuple(row.values()) for row in lakehouse.rows(judged)] == [
+        ("agrees", True),
+        ("differs", False),
+        ("differs", False),
+    ]
+    # Neither the third candle nor the exchange's is new.
+    lakehouse.repair(missed)
+    assert lakehouse.dbt("build").failed == {"candles_agree_with_the_exchange"}
+    assert [tuple(row.values()) for row in lakehouse.rows(judged)] == [
+        ("agrees", True),
+        ("agrees", True),
+        ("differs", True),
+    ]
+    # The exchange corrects itself, and says no more that it ever had the first.
+    lakehouse.answer(NOON + 2 * minute, NOON + 2 * minute, exchange_candle(third))
+    lakehouse.build()
+    lakehouse.answer(NOON, NOON)
+    assert lakehouse.dbt("build").failed == {"candles_agree_with_the_exchange"}
+    assert [row["verdict"] for row in lakehouse.rows(judged)] == ["only_ours", "agrees", "agrees"]
+    step_by_step = lakehouse.fingerprints()
+    lakehouse.dbt("build", "--full-refresh")
+    assert lakehouse.fingerprints() == step_by_step

@@ -18,10 +18,12 @@ import pytest
 import structlog
 
 import medallion.dbt
+from medallion.bi import MASK
 from medallion.cli import main
 from tests.conftest import ROOT, Database, Server
+from tests.receiver import receiver
 from warehouse.embedded import BINARIES
-from warehouse.settings import WarehouseSettings
+from warehouse.settings import ConnectionInfo, WarehouseSettings
 
 Run = Callable[..., "Done"]
 
@@ -77,13 +79,17 @@ def run_here(run: Run, database: Database) -> Run:
 def test_help_names_every_command(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
-    for command in ("demo", "ingest", "simulate", "migrate", "deps", "postgres", "env", "status"):
+    for command in (
+        "demo", "ingest", "dashboard", "simulate", "migrate", "deps", "postgres", "env", "bi",
+        "status",
+    ):  # fmt: skip
         assert f" {command} " in done.out
     for command in ("start", "stop", "status", "psql"):
         assert f" {command} " in run("postgres", "--help").out
+    assert " test " in run("alerts", "--help").out
 
 
-@pytest.mark.parametrize("command", ["status", "env", "ingest"])
+@pytest.mark.parametrize("command", ["status", "env", "bi", "ingest", "dashboard"])
 def test_without_a_database_it_says_how_to_get_one(run: Run, command: str) -> None:
     done = run(command)
     assert done.code == 2
@@ -117,11 +123,56 @@ def test_a_wrong_setting_is_told_with_what_is_accepted(
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("SLACK_WEBHOOK_URL", "hooks.slack.com/SECRET", "it is no http:// or https:// URL"),
+        ("ALERT_URLS", "json://localhost/ok foo://SECRET", "URL 2 in it is none that Apprise"),
+        ("ALERT_URLS", "SECRET", "URL 1 in it is none that Apprise"),
+    ],
+)
+def test_a_wrong_target_of_alerts_is_told_without_printing_it(
+    run: Run, setting: str, value: str, told: str
+) -> None:
+    done = run("alerts", "test", **{setting: value})
+    assert done.code == 2
+    assert f"{setting} is '***' (" in done.told
+    assert told in done.told
+    assert "SECRET" not in done.out + done.err
+
+
+def test_each_target_of_alerts_is_tried_and_told_why_it_failed(
+    run: Run, unused_tcp_port: int
+) -> None:
+    assert "set SLACK_WEBHOOK_URL or ALERT_URLS" in run("alerts", "test").told
+    with receiver() as posts:
+        posts.answers = {"/services/SECRET": 403}
+        targets = {
+            "SLACK_WEBHOOK_URL": posts.url("/services/SECRET"),
+            "ALERT_URLS": f"{posts.url('/hooks/SECRET', 'json')}, "
+            f"json://user:SECRET@127.0.0.1:{unused_tcp_port}/SECRET",
+        }
+        done = run("alerts", "test", **targets)
+        assert done.code == 1
+        assert "SLACK_WEBHOOK_URL: not delivered. It answered 403: no_service /***" in done.told
+        assert "ALERT_URLS 1 (JSON): delivered." in done.out
+        assert "ALERT_URLS 2 (JSON): not delivered. A Connection error occurred" in done.told
+        assert "SECRET" not in done.out + done.err
+        [post] = posts.take("/hooks/SECRET")
+        assert "This is a test" in post["title"]
+        posts.answers = {}
+        assert run("alerts", "test", SLACK_WEBHOOK_URL=targets["SLACK_WEBHOOK_URL"]).code == 0
+
+
 def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) -> None:
     database.execute(
         "insert into bronze.coinbase_trades_raw (received_at, source, channel, session_id, payload)"
         " select now(), 'exchange_ws', 'matches', gen_random_uuid(), '{}'"
         " from generate_series(1, 3)"
+    )
+    # It is not built from trades.
+    database.execute(
+        "create table gold.dim_products as select now() as changed_at", role="medallion_transform"
     )
     done = run_here("status")
     assert done.code == 0
@@ -131,6 +182,8 @@ def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) 
     tables = {table["name"]: table for table in json.loads(run_here("status", "--json").out)}
     assert tables["bronze.coinbase_trades_raw"]["rows"] == 3
     assert tables["gold.ohlc_1m"]["rows"] is None
+    assert re.search(r"gold\.dim_products +1 +20.* -", done.out)
+    assert tables["gold.dim_products"]["lag"] is None
 
 
 @pytest.mark.parametrize(
@@ -198,6 +251,35 @@ def test_migrate_makes_a_database_and_does_nothing_the_second_time(
     assert run_here("migrate", PGDATABASE="made_by_migrate").out == "Nothing to do.\n"
 
 
+def test_bi_keeps_the_password_to_itself_unless_asked(run_here: Run, database: Database) -> None:
+    password = database.password("medallion_reader")
+    masked, as_json = run_here("bi"), run_here("bi", "--json")
+    assert password not in masked.out + as_json.out
+    assert json.loads(as_json.out)["power_bi"]["Password"] == MASK
+    assert f" {password}\n" in run_here("bi", "--show-password").out
+    tools = json.loads(run_here("bi", "--show-password", "--json").out)
+    assert tools["power_bi"]["Server"] == f"127.0.0.1:{database.port}"
+    assert tools["metabase"]["Password"] == password
+
+
+async def test_bi_tells_how_a_reader_connects(run_here: Run, database: Database) -> None:
+    told = json.loads(run_here("bi", "--show-password", "--json").out)["postgresql"]
+    schemas = told.pop("schemas").split(", ")
+    connection = await ConnectionInfo(**told | {"port": int(told["port"])}).connect()
+    readable = "select has_schema_privilege(unnest($1::text[]), 'usage') as readable"
+    assert [row["readable"] for row in await connection.fetch(readable, schemas)] == [True, True]
+    assert await connection.fetchval("select current_user") == "medallion_reader"
+    await connection.close()
+
+
+def test_bi_tells_when_it_is_no_mere_reader(run: Run) -> None:
+    server = {"PGHOST": "::1", "PGUSER": "root", "PGPASSWORD": "x", "PGSSLMODE": "require"}
+    done = run("bi", "--json", **server)
+    assert "MEDALLION_READER_PASSWORD is not set" in done.told
+    power_bi = json.loads(done.out)["power_bi"]
+    assert (power_bi["Server"], power_bi["Encrypt connections"]) == ("[::1]:5432", "on")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the other shell")
 @pytest.mark.parametrize("role", ["transform", "reader", "ingest", "admin"])
 def test_env_is_all_that_a_client_needs(run_here: Run, database: Database, role: str) -> None:
@@ -257,6 +339,7 @@ def test_the_embedded_server_is_left_alone_where_another_is_set(run: Run) -> Non
         (["--speed", "inf"], "speed"),
         (["--speed", "nan"], "speed"),
         (["--duplicates", "2"], "--duplicates"),
+        (["--wrong-candles", "2"], "--wrong-candles"),
         (["--recording", "no such file"], "no such file"),
     ],
 )
@@ -273,6 +356,14 @@ def test_the_simulator_says_when_its_port_is_taken(run: Run) -> None:
         done = run("simulate", "--port", port)
     assert done.code == 2
     assert f"Port {port} can't be opened" in done.told
+
+
+def test_the_dashboard_says_when_its_port_is_taken(run_here: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run_here("dashboard", "--port", port)
+    assert done.code == 2
+    assert f"127.0.0.1:{port} can't be opened" in done.told
 
 
 def test_deps_falls_back_to_the_packages_kept_here(

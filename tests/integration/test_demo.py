@@ -41,6 +41,12 @@ def test_the_demo_shows_a_market_day_and_continues_it_the_next_time(database: Da
         assert title in first.stdout
     assert re.search(r"trades, [\d,]+/s, [\d,]+ rows in bronze", first.stdout)
     assert re.search(r"repairing .* nothing is missing", first.stdout)
+    assert "Products    13 in the exchange's catalogue" in first.stdout
+    (dimension,) = database.fetch(
+        "select count(*) as products, count(*) filter (where is_traded) as traded "
+        "from gold.dim_products"
+    )
+    assert tuple(dimension) == (13, 12)
     (gaps,) = database.fetch(
         "select count(*) as gaps, sum(repaired) as repaired, array_agg(distinct status) as ended"
         " from bronze.trade_gaps"

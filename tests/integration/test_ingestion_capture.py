@@ -578,7 +578,7 @@ async def test_a_fatal_feed_saves_what_it_had_brought(database: Any, admin: Admi
     ("damage", "told"),
     [
         ("drop schema bronze cascade", "`medallion migrate`"),
-        ("drop table bronze.feed_sessions", "`medallion migrate`"),
+        ("drop table bronze.feed_sessions cascade", "`medallion migrate`"),
         ("revoke insert on bronze.coinbase_trades_raw from medallion_ingest", "permission denied"),
     ],
 )

@@ -85,6 +85,16 @@ async def test_products_tell_which_are_traded() -> None:
     assert [product.is_traded for product in products] == [True, False, False]
 
 
+async def test_one_unreadable_product_leaves_the_others() -> None:
+    body = b'[{"id":5},{"id":"X\xff"},{"id":"BTC-USD","status":"online"},null]'
+    async with serving(answer("200 OK", body)) as server, client(server) as rest:
+        with capture_logs() as logs:
+            products = await rest.products()
+
+    assert products == [Product("BTC-USD", "online")]
+    assert [(e["event"], e["products"]) for e in logs] == [("rest_products_unreadable", 3)]
+
+
 @pytest.mark.parametrize(
     "passing",
     [

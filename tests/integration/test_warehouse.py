@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,15 @@ from warehouse.migrate import MIGRATIONS, migrate
 from warehouse.settings import NoDatabaseError, Role, WarehouseError, WarehouseSettings
 
 SESSION = uuid.UUID(int=1)
+TRADE = (
+    "insert into bronze.coinbase_trades_raw (received_at, source, channel, session_id, payload) "
+    "values (now(), 'exchange_ws', 'matches', gen_random_uuid(), '{}')"
+)
+CANDLES = (
+    "insert into bronze.coinbase_candles_raw "
+    "(product_id, granularity, first_bucket, last_bucket, payload) "
+    "values ('BTC-USD', 60, now(), now(), '[]')"
+)
 INSERT = (
     "insert into bronze.coinbase_trades_raw "
     "(received_at, source, channel, session_id, product_id, payload) "
@@ -82,6 +92,20 @@ def test_the_credentials_are_for_their_owner_alone(server: Server) -> None:
     assert server.settings.credentials_file.stat().st_mode & 0o777 == 0o600
 
 
+async def test_a_role_that_a_newer_medallion_brings_gets_its_password(
+    server: Server, database: Database
+) -> None:
+    credentials = json.loads(server.settings.credentials_file.read_text())
+    del credentials["passwords"]["medallion_archive"]
+    server.settings.credentials_file.write_text(json.dumps(credentials))
+    with pytest.raises(WarehouseError, match="medallion migrate"):
+        await database.connect("medallion_archive")
+    server.embedded.start()
+    await migrate(database.settings)
+    connection = await database.connect("medallion_archive")
+    await connection.close()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_damaged_credentials_are_told(tmp_path: Path, content: str) -> None:
     settings = WarehouseSettings(medallion_home=tmp_path)
@@ -110,11 +134,17 @@ async def test_the_server_listens_on_loopback_only_and_wants_passwords(
         ("medallion_ingest", "select * from ops.model_watermarks"),
         ("medallion_ingest", "create table silver.x (y int)"),
         ("medallion_ingest", "update bronze.feed_sessions set url = 'x'"),
+        ("medallion_ingest", "delete from bronze.coinbase_candles_raw"),
+        ("medallion_ingest", "insert into bronze.coinbase_candles_raw (bronze_id) values (1)"),
+        ("medallion_transform", "insert into bronze.coinbase_candles_raw select"),
         ("medallion_transform", "insert into bronze.coinbase_frames_rejected select"),
         ("medallion_transform", "begin; lock table bronze.coinbase_trades_raw in share mode"),
         ("medallion_transform", "delete from bronze.coinbase_trades_raw"),
+        ("medallion_ingest", "delete from bronze.coinbase_products_raw"),
+        ("medallion_transform", "insert into bronze.coinbase_products_raw select"),
         ("medallion_transform", "create schema x"),
         ("medallion_reader", "select * from bronze.coinbase_trades_raw"),
+        ("medallion_reader", "select * from bronze.coinbase_candles_raw"),
         ("medallion_reader", "select * from silver.coinbase_trades"),
         ("medallion_reader", "select * from ops.model_watermarks"),
         ("medallion_reader", "create temp table x (y int)"),
@@ -130,8 +160,18 @@ async def test_each_role_is_refused_what_it_must_not_do(
     await connection.close()
 
 
-@pytest.mark.parametrize("table", ["coinbase_trades_raw", "coinbase_trades_raw_default"])
-@pytest.mark.parametrize("change", ["update {} set channel = 'x'", "delete from {}", "truncate {}"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        "coinbase_trades_raw",
+        "coinbase_trades_raw_default",
+        "coinbase_candles_raw",
+        "coinbase_products_raw",
+    ],
+)
+@pytest.mark.parametrize(
+    "change", ["update {} set received_at = now()", "delete from {}", "truncate {}"]
+)
 async def test_bronze_refuses_changes_even_to_its_owner(
     database: Database, table: str, change: str
 ) -> None:
@@ -158,12 +198,13 @@ async def test_rows_land_in_the_partition_of_their_day(database: Database) -> No
     await connection.close()
 
 
-async def test_settling_waits_for_the_batches_in_flight(database: Database) -> None:
+@pytest.mark.parametrize("insert", [TRADE, CANDLES], ids=["trades", "candles"])
+async def test_settling_waits_for_the_batches_in_flight(database: Database, insert: str) -> None:
     writer = await database.connect("medallion_ingest")
     reader = await database.connect("medallion_transform")
     transaction = writer.transaction()
     await transaction.start()
-    await writer.execute(INSERT, datetime.now(UTC), SESSION)
+    await writer.execute(insert)
     settling = asyncio.create_task(reader.fetchval("select bronze.settle()"))
     await asyncio.sleep(0.3)
     assert not settling.done()

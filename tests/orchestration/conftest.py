@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -38,3 +39,18 @@ def instance() -> Iterator[dg.DagsterInstance]:
     """Keep what Dagster is told in memory."""
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
+
+
+@pytest.fixture
+def tick(definitions: dg.Definitions, house: Lakehouse, instance: dg.DagsterInstance) -> Any:
+    """Evaluate a sensor as the daemon does."""
+    repository = definitions.get_repository_def()
+
+    def evaluate(name: str, cursor: str | None = None) -> Any:
+        sensor = repository.get_sensor_def(name)
+        with dg.build_sensor_context(
+            instance, cursor=cursor, repository_def=repository, sensor_name=name
+        ) as context:
+            return sensor.evaluate_tick(context)
+
+    return evaluate

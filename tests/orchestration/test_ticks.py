@@ -14,21 +14,6 @@ pytestmark = pytest.mark.postgres18_only
 BRONZE = dg.AssetKey(["bronze", "coinbase_trades_raw"])
 
 
-@pytest.fixture
-def tick(definitions: dg.Definitions, house: Lakehouse, instance: dg.DagsterInstance) -> Any:
-    """Evaluate a sensor as the daemon does."""
-    repository = definitions.get_repository_def()
-
-    def evaluate(name: str, cursor: str | None = None) -> Any:
-        sensor = repository.get_sensor_def(name)
-        with dg.build_sensor_context(
-            instance, cursor=cursor, repository_def=repository, sensor_name=name
-        ) as context:
-            return sensor.evaluate_tick(context)
-
-    return evaluate
-
-
 def built(house: Lakehouse, minutes_ago: int) -> None:
     """Leave what a build leaves that ended so long ago, and read all there is."""
     house.database.execute(
@@ -98,6 +83,13 @@ def test_frames_that_came_are_told_with_how_bronze_stands(tick: Any, house: Lake
     [again] = tick("bronze_watch", cursor=first.cursor).asset_events
     # Freshness goes by materializations: nothing came.
     assert isinstance(again, dg.AssetObservation)
+
+
+def test_an_empty_bronze_is_told_as_such(tick: Any) -> None:
+    [observed] = tick("bronze_watch").asset_events
+    assert isinstance(observed, dg.AssetObservation)
+    assert observed.metadata["frames_not_yet_transformed"].value == 0
+    assert "newest_frame" not in observed.metadata
 
 
 def test_bronze_can_be_looked_at_by_hand(

@@ -15,7 +15,7 @@ import structlog
 from orchestration.bronze import look_at_bronze
 from orchestration.transform import AGAIN_SECONDS, ASSET_SECONDS, Reporter
 from tests.conftest import Command, Database, Server
-from tests.dbt.conftest import Lakehouse, match
+from tests.dbt.conftest import Lakehouse, match, product
 from warehouse.settings import WarehouseError
 
 pytestmark = pytest.mark.postgres18_only
@@ -32,6 +32,10 @@ def verdict(passed: bool) -> dg.AssetCheckEvaluation:
     return dg.AssetCheckEvaluation(
         asset_key=CANDLES, check_name=NO_DUPLICATES.name, passed=passed, metadata={}
     )
+
+
+def failed(error: str) -> dg.AssetObservation:
+    return dg.AssetObservation(CANDLES, metadata={"error": error})
 
 
 def rows_told(instance: dg.DagsterInstance) -> list[Any]:
@@ -81,6 +85,25 @@ def test_what_dagster_could_not_take_it_is_told_later(tmp_path: Path) -> None:
         assert rows_told(instance) == [3]
 
 
+def errors_told(instance: dg.DagsterInstance) -> list[Any]:
+    found = instance.fetch_observations(CANDLES, limit=100).records[::-1]
+    events = [record.asset_observation for record in found]
+    return [event.metadata["error"].value for event in events if event]
+
+
+def test_an_error_is_told_when_it_changes_and_again_after_the_model_was_built(
+    instance: Any,
+) -> None:
+    reporter = Reporter(instance)
+    for second, event in enumerate(
+        (failed("a"), failed("a"), failed("b"), written(1), failed("b"))
+    ):
+        reporter.report([event], now=second)
+    assert errors_told(instance) == ["a", "b", "b"]
+    reporter.report([failed("b")], now=5 + AGAIN_SECONDS)
+    assert errors_told(instance) == ["a", "b", "b", "b"]
+
+
 def builds(command: Command) -> int:
     return sum(event["event"] == "built" for event in command.events())
 
@@ -100,7 +123,13 @@ def test_new_trades_reach_gold_until_it_is_stopped(
         house.receive(match(1))
         command.wait_for(lambda: candles() == 1)
         command.wait_for(lambda: builds(command) == 2)
-        assert house.one("select count(*) as n from ops.pipeline_runs") == {"n": 2}
+        house.list_products(product("BTC-USD"))
+        command.wait_for(lambda: builds(command) == 3)
+        assert house.one("select product_id from gold.dim_products") == {"product_id": "BTC-USD"}
+        runs = house.rows("select models from ops.pipeline_runs order by start_ts")
+        # The catalogue is left out while no new one has come.
+        everything, *without, again = [run["models"] for run in runs]
+        assert (without, again) == ([everything - 3], everything)
 
         server.embedded.stop()
         try:
@@ -110,15 +139,27 @@ def test_new_trades_reach_gold_until_it_is_stopped(
         command.wait_for_event("database_back")
         house.receive(match(2, at=61))
         command.wait_for(lambda: candles() == 2)
+
+        house.database.execute(
+            "alter table gold.ohlc_1m add constraint broken check (open < 200) not valid"
+        )
+        house.receive(match(3, at=122, price="200"))
+        command.wait_for_event("build_failed")
+        house.database.execute("alter table gold.ohlc_1m drop constraint broken")
+        house.receive(match(4, at=123))
+        command.wait_for(lambda: candles() == 3)
         code = command.end(signal.SIGTERM)
 
     assert code == 0
-    assert "Stopped after 3 builds." in command.said
+    assert "Stopped after 6 builds." in command.said
     assert "Traceback" not in command.said
     # Nothing new, nothing built.
-    assert house.rows("select status from ops.pipeline_runs") == [{"status": "success"}] * 3
+    statuses = house.rows("select status from ops.pipeline_runs order by start_ts")
+    assert [row["status"] for row in statuses] == ["success"] * 4 + ["failed", "success"]
     with dg.DagsterInstance.from_config(str(server.settings.medallion_home / "dagster")) as told:
-        assert sum(rows_told(told)) == 2
+        assert sum(rows_told(told)) == 3
+        [error] = errors_told(told)
+        assert 'violates check constraint "broken"' in error
         assert verdicts_told(told) == [True]
 
 

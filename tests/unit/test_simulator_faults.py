@@ -172,3 +172,17 @@ def test_another_seed_spoils_other_answers():
 def test_impossible_rest_faults_are_refused():
     with pytest.raises(ValueError, match="hanging"):
         RestFaults(failing=0.6, hanging=0.5)
+    with pytest.raises(ValueError, match="candles_left_out"):
+        RestFaults(wrong_candles=0.6, candles_left_out=0.5)
+
+
+def test_each_candle_fault_hits_about_its_share_and_the_same_candles_again():
+    faults = RestFaults(wrong_candles=0.1, candles_left_out=0.1)
+    hit = [
+        [faults.of_candle("BTC-USD", granularity, 60 * n) for n in range(2_000)]
+        for granularity in (60, 60, 3600)
+    ]
+    assert hit[0] == hit[1] != hit[2]
+    counts = Counter(hit[0])
+    assert set(counts) == {"wrong", "left_out", None}
+    assert all(140 < counts[kind] < 260 for kind in counts if kind)

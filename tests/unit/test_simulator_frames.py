@@ -178,3 +178,9 @@ def test_an_error_frame_names_its_reason():
     assert frames.error_frame("Failed to subscribe", "YFI-USD is delisted") == (
         b'{"type":"error","message":"Failed to subscribe","reason":"YFI-USD is delisted"}'
     )
+
+
+def test_a_candle_is_made_of_doubles():
+    candle = Candle(60, low=1, high=8_300_000_000_000, open=2, close=3, volume=1234567890112345678)
+    row = "[60,0.00000001,83000,0.00000002,0.00000003,12345678901.123457]"
+    assert frames.rest_candle(candle) == row

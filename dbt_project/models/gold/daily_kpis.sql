@@ -11,7 +11,8 @@ candles_5m as (
     select * from {{ ref('ohlc_5m') }}
 ),
 
-touched_days as (
+-- What is used twice is else written out, on Citus at the coordinator.
+touched_days as not materialized (
     select * from days
     where {{ is_touched('bronze_id', 'bucket_1d') }}
 ),

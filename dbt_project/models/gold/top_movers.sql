@@ -1,7 +1,7 @@
 {{ config(
     unique_key=['as_of', 'period', 'product_id'],
     full_refresh=false,
-    indexes=[{'columns': ['as_of', 'period', 'product_id']}],
+    indexes=[{'columns': ['as_of', 'period', 'product_id'], 'unique': true}],
     post_hook="delete from {{ this }} where snapshot_ts
         < now() - make_interval(days => {{ var('top_movers_history_days') }})",
 ) }}
@@ -24,7 +24,7 @@ market_clock as (
     -- A run without new trades adds no snapshot.
     where
         exists (
-            select from minutes as new_minutes
+            select 1 from minutes as new_minutes
             where {{ in_window('new_minutes.bronze_id') }}
         )
         -- One trade from the future must not empty the periods before it.

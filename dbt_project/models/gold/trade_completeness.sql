@@ -8,7 +8,8 @@ with days as not materialized (
     select * from {{ ref('ohlc_1d') }}
 ),
 
-touched_days as (
+-- Likewise.
+touched_days as not materialized (
     select
         product_id,
         bucket_1d

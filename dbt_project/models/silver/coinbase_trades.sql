@@ -16,7 +16,7 @@ valid as (
     select
         *,
         {{ bucket_start('trade_time', '1 minute') }} as trade_minute,
-        case side when 'buy' then 'sell' else 'buy' end as taker_side
+        case when side = 'buy' then 'sell' else 'buy' end as taker_side
     from trades
     where {{ in_window('bronze_id') }} and cardinality(reject_reasons) = 0
 ),

@@ -2,6 +2,7 @@
     materialized='incremental',
     incremental_strategy='insert_new',
     unique_key=['bronze_id', 'trade_position'],
+    distributed_by=none,
     indexes=[{'columns': ['product_id', '(' ~ guarded_bigint('trade_id') ~ ')']}],
 ) }}
 

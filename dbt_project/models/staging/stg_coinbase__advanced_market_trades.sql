@@ -10,20 +10,29 @@ with frames as (
 unpacked as (
     select
         *,
-        array(
-            select coalesce(trades.trade, jsonb_build_array(events.event))
-            from
-                jsonb_array_elements(
-                    case jsonb_typeof(frames.payload -> 'events')
-                        when 'array' then frames.payload -> 'events'
-                    end
-                ) with ordinality as events (event, position)
-            left join lateral jsonb_array_elements(
-                case jsonb_typeof(events.event -> 'trades')
-                    when 'array' then events.event -> 'trades'
-                end
-            ) with ordinality as trades (trade, position) on true
-            order by events.position, trades.position  -- noqa: RF01, RF03
+        -- Here and not where it is unnested: Citus wants functions in a join immutable.
+        coalesce(
+            nullif(
+                array(
+                    select coalesce(trades.trade, jsonb_build_array(events.event))
+                    from
+                        jsonb_array_elements(
+                            case
+                                when jsonb_typeof(frames.payload -> 'events') = 'array'
+                                    then frames.payload -> 'events'
+                            end
+                        ) with ordinality as events (event, position)
+                    left join lateral jsonb_array_elements(
+                        case
+                            when jsonb_typeof(events.event -> 'trades') = 'array'
+                                then events.event -> 'trades'
+                        end
+                    ) with ordinality as trades (trade, position) on true
+                    order by events.position, trades.position  -- noqa: RF01, RF03
+                ),
+                '{}'
+            ),
+            array[jsonb_build_array(frames.payload)]
         ) as trades
     from frames
 ),
@@ -34,12 +43,18 @@ elements as (
         elements.position::integer as trade_position,
         unpacked.received_at,
         unpacked.source,
+        unpacked.product_id as frame_product_id,
         -- Not the frame: repeated for each trade of a large one, it would fill the disk.
         elements.trade as payload
     from unpacked
-    cross join lateral unnest(
-        coalesce(nullif(unpacked.trades, '{}'), array[jsonb_build_array(unpacked.payload)])
-    ) with ordinality as elements (trade, position)
+    cross join lateral unnest(unpacked.trades) with ordinality as elements (trade, position)
+    -- On Citus a frame of several products lies under each: there a row tells of its own product.
+    where
+        coalesce(
+            elements.trade ->> 'product_id' = nullif(unpacked.product_id, '')
+            or jsonb_typeof(elements.trade -> 'product_id') <> 'string',
+            true
+        )
 ),
 
 trades as (

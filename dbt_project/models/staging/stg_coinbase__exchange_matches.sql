@@ -9,6 +9,7 @@ trades as (
         1 as trade_position,
         frames.received_at,
         frames.source,
+        frames.product_id as frame_product_id,
         frames.payload,
         fields.*
     from frames

@@ -10,6 +10,7 @@ trades as (
         1 as trade_position,
         answers.received_at,
         answers.source,
+        answers.product_id as frame_product_id,
         answers.payload,
         fields.*
     from answers

@@ -8,7 +8,7 @@ select
 from {{ source('coinbase', 'trade_gaps') }}
 where
     closed_at is null
-    and found_at < now() - interval '1 hour'
+    and found_at < now() - interval '{{ var("gap_open_max_minutes") }} minutes'
     -- One that waits for a backfill is open because nobody asked for it.
     and next_try_at < 'infinity'
 

@@ -25,26 +25,27 @@ minutes as (
     {%- endif %}
 ),
 
+-- Minute by minute, for its trades lie side by side in the index.
 expected as (
-    select
-        minutes.product_id,
-        minutes.bucket_1m,
-        {{ first_by('due_trades.price', 'due_trades.trade_time', 'due_trades.trade_id') }} as open,
-        max(due_trades.price) as high,
-        min(due_trades.price) as low,
-        {{ last_by('due_trades.price', 'due_trades.trade_time', 'due_trades.trade_id') }} as close,
-        sum(due_trades.size) as volume,
-        count(due_trades.trade_id) as trade_count,
-        min(due_trades.trade_id) as first_trade_id,
-        max(due_trades.trade_id) as last_trade_id,
-        count(*) filter (where due_trades.source = 'rest') as repaired_count,
-        max(due_trades.bronze_id) as bronze_id
+    select *
     from minutes
-    left join due_trades
-        on
-            minutes.product_id = due_trades.product_id
-            and minutes.bucket_1m = due_trades.trade_minute
-    group by minutes.product_id, minutes.bucket_1m
+    cross join lateral (  -- noqa: ST05
+        select
+            {{ first_by('price', 'trade_time', 'trade_id') }} as open,
+            max(price) as high,
+            min(price) as low,
+            {{ last_by('price', 'trade_time', 'trade_id') }} as close,
+            sum(size) as volume,
+            count(*) as trade_count,
+            min(trade_id) as first_trade_id,
+            max(trade_id) as last_trade_id,
+            count(*) filter (where source = 'rest') as repaired_count,
+            max(bronze_id) as bronze_id
+        from due_trades
+        where
+            due_trades.product_id = minutes.product_id
+            and due_trades.trade_minute = minutes.bucket_1m
+    ) as merged_trades
 )
 
 select

@@ -10,11 +10,19 @@ with quarantined as (
 
 silver as (
     select * from {{ ref('coinbase_trades') }}
+),
+
+came_again as (
+    select
+        quarantined.product_id,
+        quarantined.trade_id
+    from quarantined
+    inner join silver using (product_id, trade_id)
 )
 
 select
     quarantined.product_id,
     quarantined.trade_id
 from quarantined
-left join silver using (product_id, trade_id)
-where quarantined.trade_id is not null and silver.trade_id is null
+left join came_again using (product_id, trade_id)
+where quarantined.trade_id is not null and came_again.trade_id is null

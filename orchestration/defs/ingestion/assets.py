@@ -8,7 +8,16 @@ import dagster as dg
 from dagster_dbt.dbt_manifest import read_manifest_path
 
 from orchestration.bronze import Bronze, look_at_bronze
-from orchestration.project import BRONZE, COINBASE, load_manifest, project, translator
+from orchestration.project import (
+    ARCHIVE,
+    BRONZE,
+    CANDLES,
+    COINBASE,
+    PRODUCTS,
+    load_manifest,
+    project,
+    translator,
+)
 from warehouse.settings import Role, WarehouseError, WarehouseSettings
 
 coinbase = dg.AssetSpec(
@@ -19,7 +28,7 @@ coinbase = dg.AssetSpec(
 )
 
 
-def _tables() -> dict[dg.AssetKey, dg.AssetSpec]:
+def tables() -> dict[dg.AssetKey, dg.AssetSpec]:
     """Describe bronze as dbt's sources do."""
     manifest = read_manifest_path(load_manifest())
     specs = (translator.get_asset_spec(manifest, name, project) for name in manifest["sources"])
@@ -28,15 +37,19 @@ def _tables() -> dict[dg.AssetKey, dg.AssetSpec]:
     }
 
 
-other_tables = [spec for key, spec in _tables().items() if key != BRONZE]
+# Jobs of Dagster's own write the others.
+WRITTEN_BY_JOBS = {ARCHIVE, BRONZE, CANDLES, PRODUCTS}
+other_tables = [spec for key, spec in tables().items() if key not in WRITTEN_BY_JOBS]
 
 
 def metadata(seen: Bronze) -> dict[str, Any]:
     """Return what the UI shows of bronze."""
-    newest = {"newest_frame": dg.MetadataValue.timestamp(seen.received_at)}
+    newest = {}
+    if seen.received_at is not None:
+        newest["newest_frame"] = dg.MetadataValue.timestamp(seen.received_at)
     return {
         "dagster/row_count": seen.estimated_rows,
-        **(newest if seen.received_at else {}),
+        **newest,
         "frames_not_yet_transformed": seen.lag,
         "open_gaps": seen.open_gaps,
         "missing_trades": seen.missing_trades,
@@ -45,7 +58,7 @@ def metadata(seen: Bronze) -> dict[str, Any]:
 
 @dg.multi_observable_source_asset(  # type: ignore[untyped-decorator]  # (dagster has no type for it)
     specs=[
-        _tables()[BRONZE].replace_attributes(
+        tables()[BRONZE].replace_attributes(
             # As dbt has it of its source.
             freshness_policy=dg.FreshnessPolicy.time_window(
                 warn_window=timedelta(minutes=10), fail_window=timedelta(minutes=60)

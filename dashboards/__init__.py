@@ -1,0 +1,1 @@
+"""The market page: gold and the ops history in a browser."""

@@ -1,0 +1,1 @@
+"""Reference data of the exchange: its products, and its own candles."""
