@@ -9,7 +9,6 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import TypeAlias
 
 import asyncpg
 
@@ -21,9 +20,6 @@ from warehouse.settings import (
     WarehouseError,
     WarehouseSettings,
 )
-
-# A string: the type is generic in the stubs only.
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 OLDEST_SERVER = 150000
@@ -90,11 +86,9 @@ async def refuse_other_versions(info: ConnectionInfo) -> None:
     finally:
         await connection.close()
     _refuse_newer(applied, info.database)
-    missing = sorted(_ours() - applied)
-    if missing:
+    if _ours() - applied:
         raise WarehouseError(
-            f"The database {info.database!r} lacks migrations of this medallion "
-            f"({', '.join(missing)}). Run `medallion migrate`."
+            f"The database {info.database!r} is older than this medallion. Run `medallion migrate`."
         )
 
 
@@ -120,7 +114,7 @@ async def _prepare_server(settings: WarehouseSettings) -> None:
     _refuse_newer(applied, admin.database)
 
 
-async def _applied(connection: Connection) -> set[str]:
+async def _applied(connection: citus.Connection) -> set[str]:
     try:
         rows = await connection.fetch("select version from public.schema_migrations")
     except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):

@@ -83,8 +83,9 @@ def test_a_signal_saves_all_and_exits_with_a_summary(
         ("insert into public.schema_migrations values ('20991231000000')", "Update medallion"),
         (
             "delete from public.schema_migrations where version = '20261125000001'",
-            "20261125000001). Run `medallion migrate`",
+            "Run `medallion migrate`",
         ),
+        # So it is before the migration that lets the ingester look.
         ("revoke usage on schema public from medallion_ingest", "Run `medallion migrate`"),
     ],
 )
