@@ -25,7 +25,10 @@ from tests.deployment.conftest import Resolve
 from warehouse.embedded import BINARIES
 from warehouse.settings import Role
 
-pytestmark = pytest.mark.postgres18_only
+pytestmark = [pytest.mark.postgres18_only, pytest.mark.timeout(600)]
+
+START_SECONDS = 150
+"""How long the file lets a service begin: its start_period, and a check after it."""
 
 PORTS = ("3000", "4000", "8501", "9464")
 HOSTS = re.compile(r"^(dagster-code(?=:)|0\.0\.0\.0$)")
@@ -72,7 +75,7 @@ class Containers:
         kind, *check = self.services[name]["healthcheck"]["test"]
         if kind == "CMD-SHELL":
             check = ["sh", "-c", check[0].replace("$$", "$")]
-        until = time.monotonic() + SECONDS
+        until = time.monotonic() + START_SECONDS
         while (done := self._run(name, check)).returncode:
             ended = name in self._running and self._running[name].poll() is not None
             assert not ended, self.said(name)
