@@ -19,6 +19,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/sqlfluff lint --disable-progress-bar dbt_project/models dbt_project/tests
 	@# Parsing needs packages and a name for each variable, but no database.
 	$(BIN)/python -c "from medallion import dbt; dbt.packages_are_installed() or dbt.install_packages()"

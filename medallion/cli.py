@@ -45,17 +45,24 @@ from warehouse.settings import (
 )
 
 SIMULATOR_PORT = 8765
+CODE_PORT = 4000
+
+
+def _simulated(port: int) -> dict[str, str]:
+    return {
+        "coinbase_ws_url": f"ws://127.0.0.1:{port}",
+        "coinbase_advanced_ws_url": f"ws://127.0.0.1:{port}/advanced",
+        "coinbase_rest_url": f"http://127.0.0.1:{port}",
+    }
+
+
 SOURCES = {
     "live": {
         "coinbase_ws_url": "wss://ws-feed.exchange.coinbase.com",
         "coinbase_advanced_ws_url": "wss://advanced-trade-ws.coinbase.com",
         "coinbase_rest_url": "https://api.exchange.coinbase.com",
     },
-    "simulator": {
-        "coinbase_ws_url": f"ws://127.0.0.1:{SIMULATOR_PORT}",
-        "coinbase_advanced_ws_url": f"ws://127.0.0.1:{SIMULATOR_PORT}/advanced",
-        "coinbase_rest_url": f"http://127.0.0.1:{SIMULATOR_PORT}",
-    },
+    "simulator": _simulated(SIMULATOR_PORT),
 }
 """Where the feeds of a source are."""
 
@@ -79,6 +86,8 @@ alerts = typer.Typer(
     help="Who is told of problems: SLACK_WEBHOOK_URL and ALERT_URLS.", no_args_is_help=True
 )
 app.add_typer(alerts, name="alerts")
+dagster = typer.Typer()
+app.add_typer(dagster, name="dagster")
 
 console = Console()
 errors = Console(stderr=True)
@@ -94,6 +103,12 @@ Source = Annotated[
         "Default: COINBASE_WS_URL, which is the live feed unless set."
     ),
 ]
+
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, too.")
+]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
+Code = Annotated[str, typer.Option(help="Where `medallion dagster code` listens.")]
 
 
 class WhoConnects(StrEnum):
@@ -144,6 +159,47 @@ def demo(
 
 
 @app.command()
+def up(
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="`live`; `simulator` (one of its own); or a ws:// or wss:// URL. Default: "
+            "COINBASE_WS_URL, which is the live feed unless set."
+        ),
+    ] = None,
+    dagster_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of Dagster's UI on 127.0.0.1.")
+    ] = 3000,
+    dashboard_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the market page on 127.0.0.1.")
+    ] = 8501,
+) -> None:
+    """Run everything in this terminal until stopped: database, ingester, dbt, Dagster, market page.
+
+    What ends is started again. Ctrl-C stops all of it in order, and saves what has come.
+    """
+    from medallion.stack import Stack, services, with_simulator  # noqa: PLC0415  (--help is quick)
+    from warehouse.embedded import free_port  # noqa: PLC0415
+
+    simulated = source == "simulator"
+    simulator_port = free_port()
+    given = _simulated(simulator_port) if simulated else _of_source(source)
+    feed = IngestionSettings(**given).coinbase_ws_url
+    _refuse_taken_port("127.0.0.1", dagster_port, "--dagster-port")
+    _refuse_taken_port("127.0.0.1", dashboard_port, "--dashboard-port")
+    _install_packages()
+    running = services(dagster_port, dashboard_port, free_port())
+    if simulated:
+        running = with_simulator(running, simulator_port)
+    variables = {name.upper(): value for name, value in given.items()}
+
+    async def run() -> None:
+        await Stack(WarehouseSettings(), running, variables, feed, console).run()
+
+    asyncio.run(run())
+
+
+@app.command()
 def ingest(
     source: Source = None,
     products: Products = None,
@@ -153,6 +209,7 @@ def ingest(
     Trades that the feed left out are fetched over REST.
     """
     from ingestion.capture import Capture, stop_on_signals  # noqa: PLC0415  (--help is quick)
+    from warehouse.migrate import refuse_other_versions  # noqa: PLC0415
 
     given = _of_source(source)
     if products is not None:
@@ -162,6 +219,7 @@ def ingest(
     settings = settings.with_spool_of(connection.database)
 
     async def run() -> None:
+        await refuse_other_versions(connection)
         capture = Capture(settings, connection.open)
         with stop_on_signals(capture.stop):
             stats = await capture.run()
@@ -330,47 +388,59 @@ def transform(
     asyncio.run(run())
 
 
-@app.command()
-def dagster(
+@dagster.callback(invoke_without_command=True)
+def dagster_dev(
+    context: typer.Context,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
 ) -> None:
-    """Run Dagster until stopped: its UI, and the daemon that starts what is due."""
-    from orchestration.settings import prepare_home  # noqa: PLC0415  (--help is quick)
+    """Run Dagster until stopped: its UI, and the daemon that starts what is due.
 
+    The commands below run its three parts one by one, as `medallion up` and docker-compose.yml do.
+    """
+    if context.invoked_subcommand is not None:
+        return
     WarehouseSettings().connection(Role.TRANSFORM)
     _install_packages()
-    prepare_home()
-    command = Path(sys.executable).with_name("dagster")
-    arguments = ["dev", "--host", "127.0.0.1", "--port", str(port)]
-    # Its pyproject.toml says what to load.
-    os.chdir(PROJECT_ROOT)
-    # Dagster takes SIGTERM for SIGINT, which a shell has its background jobs ignore.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # In place of this process: what stops this one stops it.
-    os.execv(command, [str(command), *arguments])  # noqa: S606  (no shell is what is wanted)
+    # What to load, pyproject.toml says.
+    _become_dagster("dagster", "dev", "--host", "127.0.0.1", "--port", str(port))
+
+
+@dagster.command("code")
+def dagster_code(host: Host = "127.0.0.1", port: Port = CODE_PORT) -> None:
+    """Serve the definitions to the other two, and run the jobs: the one part with passwords."""
+    WarehouseSettings().connection(Role.TRANSFORM)
+    _install_packages()
+    address = ("--host", host, "--port", str(port))
+    what = ("--module-name", "orchestration.definitions")
+    # Jobs run by this Python, wherever PATH leads.
+    python = "--use-python-environment-entry-point"
+    _become_dagster("dagster", "api", "grpc", *address, *what, python)
+
+
+@dagster.command("webserver")
+def dagster_webserver(
+    host: Host = "127.0.0.1", port: Port = 3000, code: Code = f"127.0.0.1:{CODE_PORT}"
+) -> None:
+    """Show the UI. Anyone who reaches its port may start and stop jobs."""
+    address = ("--host", host, "--port", str(port))
+    _become_dagster("dagster-webserver", *address, *_workspace(code))
+
+
+@dagster.command("daemon")
+def dagster_daemon(code: Code = f"127.0.0.1:{CODE_PORT}") -> None:
+    """Start what is due."""
+    _become_dagster("dagster-daemon", "run", *_workspace(code))
 
 
 @app.command()
-def dashboard(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines look, too.")
-    ] = "127.0.0.1",
-) -> None:
+def dashboard(port: Port = 8501, host: Host = "127.0.0.1") -> None:
     """Show the market page until stopped: candles, movers, checks and the pipeline.
 
     It reads gold and the history of runs and checks, as medallion_reader.
     """
     # What is set wrongly is told here; a database that is away, on the page.
     WarehouseSettings().connection(Role.READER)
-    try:
-        with socket.create_server((host, port)):
-            pass
-    except OSError as error:
-        raise typer.BadParameter(
-            f"{host}:{port} can't be opened ({error.strerror}): choose another with --port and "
-            "--host."
-        ) from None
+    _refuse_taken_port(host, port, "--port and --host")
     command = Path(sys.executable).with_name("streamlit")
     arguments = ["run", "market.py", "--server.address", host, "--server.port", str(port)]
     console.print(f"The market page is on http://{host}:{port}. Ctrl-C stops it.")
@@ -689,6 +759,39 @@ def _seconds(text: str) -> float:
             f"--every is {text!r}: give seconds or minutes, for example 5s or 1m."
         )
     return float(found[1]) * {"s": 1, "m": 60}[found[2]]
+
+
+def _become_dagster(program: str, *arguments: str) -> NoReturn:
+    """Run one of Dagster's programs in place of this process: what stops this one stops it."""
+    from orchestration.settings import prepare_home  # noqa: PLC0415  (--help is quick)
+
+    prepare_home()
+    os.chdir(PROJECT_ROOT)
+    # Dagster takes SIGTERM for SIGINT, which a shell has its background jobs ignore.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    command = Path(sys.executable).with_name(program)
+    os.execv(command, [str(command), *arguments])  # noqa: S606  (no shell is what is wanted)
+
+
+def _refuse_taken_port(host: str, port: int, options: str) -> None:
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{host}:{port} can't be opened ({error.strerror}): choose another with {options}."
+        ) from None
+
+
+def _workspace(code: str) -> tuple[str, str]:
+    from orchestration.settings import prepare_home, prepare_workspace  # noqa: PLC0415  (as above)
+
+    host, _, port = code.rpartition(":")
+    if not host or not port.isdecimal():
+        raise typer.BadParameter(
+            f"--code is {code!r}: give host and port, for example 127.0.0.1:{CODE_PORT}."
+        )
+    return "--workspace", str(prepare_workspace(prepare_home(), host, int(port)))
 
 
 def _install_packages() -> None:

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import httpx
 from rich.console import Console
@@ -28,6 +27,7 @@ from ingestion.settings import IngestionSettings
 from medallion import dbt
 from medallion.errors import FailedError
 from medallion.logs import log_to
+from medallion.market import refuse_another_market
 from medallion.report import show_report
 from simulator.market import DEFAULT_PRODUCT_IDS, Market, micros
 from simulator.recording import Recording
@@ -132,7 +132,8 @@ class Demo:
                 EmbeddedServer.of(self._settings).start()
             status.update("Migrating the database")
             asyncio.run(migrate(self._settings))
-            asyncio.run(self._refuse_another_market())
+            connection = self._settings.connection(Role.INGEST)
+            asyncio.run(refuse_another_market(connection, self._url_of_source()))
             if not dbt.packages_are_installed():
                 status.update("Installing dbt's packages")
                 dbt.deps()
@@ -141,37 +142,11 @@ class Demo:
             f"PostgreSQL  {connection.host}:{connection.port}, database {connection.database}"
         )
 
-    async def _refuse_another_market(self) -> None:
-        """Keep simulated and real trades apart: they share product names and trade ids."""
-        wanted = self._market_of(self._url_of_source())
-        connection = await self._settings.connection(Role.INGEST).connect()
-        urls = await connection.fetch(
-            "select distinct url from bronze.feed_sessions where source <> 'rest'"
-        )
-        await connection.close()
-        others = {self._market_of(row["url"]) for row in urls} - {wanted}
-        if others:
-            database = self._settings.pgdatabase
-            raise DemoError(
-                f"The database {database!r} holds trades from {', '.join(sorted(others))}; those "
-                f"from {wanted} must not be mixed in. Give them a database of their own: set "
-                f"PGDATABASE, for example to {database}_2."
-            )
-
     def _url_of_source(self) -> str:
         if self._source == "live":
             return LIVE
         path = self._recording.url_path if self._recording else "/"
         return f"ws://127.0.0.1{path}"
-
-    @staticmethod
-    def _market_of(url: str) -> str:
-        parts = urlsplit(url)
-        if parts.hostname != "127.0.0.1":
-            return parts.hostname or url
-        if parts.path.startswith("/recordings/"):
-            return f"the recording {unquote(parts.path.removeprefix('/recordings/'))}"
-        return "the simulated exchange"
 
     async def _stream(self) -> None:
         async with self._feed() as feed:

@@ -95,6 +95,7 @@ def load_manifest() -> Path:
             [
                 *(DBT, "--quiet", "--no-use-colors", "--no-partial-parse"),
                 *("parse", "--target-path", project.target_path),
+                *("--log-path", project.target_path),
             ],
             cwd=DBT_PROJECT,
             env={**os.environ, **environment},

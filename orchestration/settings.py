@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -89,9 +90,25 @@ def prepare_home() -> Path:
     if url is not None:
         configuration += POSTGRES_STORAGE
         os.environ["DAGSTER_POSTGRES_URL"] = url.get_secret_value()
-    # At one stroke: `medallion transform` and `medallion dagster` may start together.
-    written = home / f"dagster.yaml.{os.getpid()}"
-    written.write_text(configuration)
-    written.replace(home / "dagster.yaml")
+    _write(home / "dagster.yaml", configuration)
     os.environ["DAGSTER_HOME"] = str(home)
     return home
+
+
+def prepare_workspace(home: Path, host: str, port: int) -> Path:
+    """Write where the definitions are served, under the name that they have everywhere.
+
+    What is remembered of a sensor or a schedule hangs on that name.
+    """
+    file = home / "workspace.yaml"
+    server = {"host": host, "port": port, "location_name": "medallion"}
+    # JSON is YAML.
+    _write(file, json.dumps({"load_from": [{"grpc_server": server}]}))
+    return file
+
+
+def _write(file: Path, text: str) -> None:
+    # At one stroke: several commands may start together.
+    written = file.with_name(f"{file.name}.{os.getpid()}")
+    written.write_text(text)
+    written.replace(file)

@@ -157,7 +157,7 @@ class EmbeddedServer:
                 if not (self.data / "PG_VERSION").exists():
                     raise
                 return  # Another process was quicker.
-        self._write({"port": self.port or _free_port(), "passwords": passwords})
+        self._write({"port": self.port or free_port(), "passwords": passwords})
 
     def _make_up_passwords(self) -> None:
         """Make up those of roles that a newer medallion brought; `medallion migrate` gives them."""
@@ -172,7 +172,7 @@ class EmbeddedServer:
         if self.port:
             credentials["port"] = self.port
         elif not _is_free(credentials["port"]):
-            credentials["port"] = _free_port()
+            credentials["port"] = free_port()
         try:
             self._run(
                 "pg_ctl", "start", "-D", str(self.data), "-l", str(self.log), "-w", "-t", "60",
@@ -221,7 +221,8 @@ class EmbeddedServer:
         written.replace(self.credentials_file)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -13,7 +13,13 @@ from pathlib import Path
 import asyncpg
 
 from warehouse import citus
-from warehouse.settings import NoDatabaseError, Role, WarehouseError, WarehouseSettings
+from warehouse.settings import (
+    ConnectionInfo,
+    NoDatabaseError,
+    Role,
+    WarehouseError,
+    WarehouseSettings,
+)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 OLDEST_SERVER = 150000
@@ -61,6 +67,31 @@ async def migrate(settings: WarehouseSettings) -> list[str]:
     return re.findall(r"^Applied: (\S+)", done.stdout, flags=re.MULTILINE)
 
 
+async def refuse_other_versions(info: ConnectionInfo) -> None:
+    """Refuse a database that is older or newer than this code, where it can be asked.
+
+    Who writes must also start while the database is away: no answer refuses nothing.
+
+    Raises:
+        WarehouseError: the database is of another version.
+
+    """
+    try:
+        connection = await info.open()
+    except (OSError, TimeoutError, asyncpg.PostgresError):
+        # The writer says of it what there is to say, and knows what may pass.
+        return
+    try:
+        applied = await _applied(connection)
+    finally:
+        await connection.close()
+    _refuse_newer(applied, info.database)
+    if _ours() - applied:
+        raise WarehouseError(
+            f"The database {info.database!r} is older than this medallion. Run `medallion migrate`."
+        )
+
+
 async def _prepare_server(settings: WarehouseSettings) -> None:
     """Refuse a server that is too old and a database that is newer; make roles for Citus."""
     admin = settings.connection(Role.ADMIN)
@@ -77,19 +108,32 @@ async def _prepare_server(settings: WarehouseSettings) -> None:
             )
         if await citus.is_citus(connection):
             await citus.let_roles_in(connection)
-        try:
-            applied = await connection.fetch("select version from public.schema_migrations")
-        except asyncpg.UndefinedTableError:
-            return
+        applied = await _applied(connection)
     finally:
         await connection.close()
-    ours = {path.name.split("_", 1)[0] for path in MIGRATIONS.glob("*.sql")}
-    newer = sorted({row["version"] for row in applied} - ours)
+    _refuse_newer(applied, admin.database)
+
+
+async def _applied(connection: citus.Connection) -> set[str]:
+    try:
+        rows = await connection.fetch("select version from public.schema_migrations")
+    except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
+        # A migration lets the ingester look; a database without it is older.
+        return set()
+    return {row["version"] for row in rows}
+
+
+def _refuse_newer(applied: set[str], database: str) -> None:
+    newer = sorted(applied - _ours())
     if newer:
         raise WarehouseError(
-            f"The database {admin.database!r} has migrations that this medallion does not know "
+            f"The database {database!r} has migrations that this medallion does not know "
             f"({', '.join(newer)}): it was made by a newer one. Update medallion."
         )
+
+
+def _ours() -> set[str]:
+    return {path.name.split("_", 1)[0] for path in MIGRATIONS.glob("*.sql")}
 
 
 def _dbmate() -> str:

@@ -366,6 +366,23 @@ def test_the_dashboard_says_when_its_port_is_taken(run_here: Run) -> None:
     assert f"127.0.0.1:{port} can't be opened" in done.told
 
 
+@pytest.mark.parametrize(
+    ("option", "other"),
+    [("--dagster-port", "--dashboard-port"), ("--dashboard-port", "--dagster-port")],
+)
+def test_the_stack_says_which_port_is_taken_before_it_starts_anything(
+    run: Run, option: str, other: str, unused_tcp_port: int, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        arguments = (option, port, other, str(unused_tcp_port))
+        done = run("up", *arguments, MEDALLION_HOME=str(tmp_path))
+    assert done.code == 2
+    assert f"127.0.0.1:{port} can't be opened" in done.told
+    assert option in done.told
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_deps_falls_back_to_the_packages_kept_here(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

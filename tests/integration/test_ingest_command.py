@@ -77,6 +77,27 @@ def test_a_signal_saves_all_and_exits_with_a_summary(
     assert tuple(session) == (trades, "stopped")
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("insert into public.schema_migrations values ('20991231000000')", "Update medallion"),
+        (
+            "delete from public.schema_migrations where version = '20261125000001'",
+            "Run `medallion migrate`",
+        ),
+        # So it is before the migration that lets the ingester look.
+        ("revoke usage on schema public from medallion_ingest", "Run `medallion migrate`"),
+    ],
+)
+def test_a_database_of_another_version_is_refused(
+    database: Any, ingest: Callable[..., Any], change: str, told: str
+) -> None:
+    database.execute(change)
+    with ingest("ws://127.0.0.1:1") as command:
+        assert command.end() == 2
+    assert told in command.said
+
+
 def test_a_restart_of_postgres_loses_nothing(
     database: Any, server: Any, ingest: Callable[..., Any], simulator: Callable[[], Any]
 ) -> None:
