@@ -93,7 +93,13 @@ def assert_equals_a_rebuild(lakehouse: Lakehouse) -> None:
     assert lakehouse.fingerprints() == built
 
 
-def test_each_run_writes_its_history(lakehouse: Lakehouse, dbt: Dbt) -> None:
+def test_each_run_writes_its_history_and_drops_what_is_too_old(
+    lakehouse: Lakehouse, dbt: Dbt
+) -> None:
+    lakehouse.database.execute(
+        "insert into ops.pipeline_runs values "
+        "('old', 'build', now() - interval '31 days', now(), 'success', false, 0, 0, 0)"
+    )
     lakehouse.receive(match(1), match(2), match(3, price="abc"))
     build = lakehouse.build()
     lakehouse.receive(match(4))
