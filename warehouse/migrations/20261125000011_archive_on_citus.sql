@@ -56,8 +56,13 @@ begin
     end if;
 end
 $$;
+comment on function bronze.attach_day is
+'Takes the table of make_day_table into bronze, on every node, with what the default partition has '
+'of the day.';
 
 reset role;
 
 -- migrate:down
 -- On plain PostgreSQL the function does what it did before.
+comment on function bronze.attach_day is
+'Takes the table of make_day_table into bronze, with what the default partition has of the day.';
