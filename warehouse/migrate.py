@@ -8,9 +8,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import asyncpg
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import encrypt_password
 
 from warehouse import citus
 from warehouse.settings import (
@@ -54,16 +59,9 @@ async def migrate(settings: WarehouseSettings) -> list[str]:
     try:
         if await citus.is_citus(connection):
             await citus.distribute(connection)
-        for role, password in settings.passwords().items():
-            # ALTER ROLE takes no parameters: PostgreSQL itself quotes them.
-            statement = await connection.fetchval(
-                "select format('alter role %I login password %L', $1::text, $2::text)",
-                role.value,
-                password,
-            )
-            await connection.execute(statement)
     finally:
         await connection.close()
+    _give_passwords(admin, settings.passwords())
     return re.findall(r"^Applied: (\S+)", done.stdout, flags=re.MULTILINE)
 
 
@@ -90,6 +88,19 @@ async def refuse_other_versions(info: ConnectionInfo) -> None:
         raise WarehouseError(
             f"The database {info.database!r} is older than this medallion. Run `medallion migrate`."
         )
+
+
+def _give_passwords(admin: ConnectionInfo, passwords: Mapping[Role, str]) -> None:
+    with (
+        closing(psycopg2.connect(admin.url())) as connection,
+        connection,
+        connection.cursor() as cursor,
+    ):
+        for role, password in passwords.items():
+            # Hashed here, as psql does: a server may log what it is told.
+            hashed = encrypt_password(password, role.value, connection, "scram-sha-256")
+            statement = sql.SQL("alter role {} login password {}")
+            cursor.execute(statement.format(sql.Identifier(role.value), sql.Literal(hashed)))
 
 
 async def _prepare_server(settings: WarehouseSettings) -> None:

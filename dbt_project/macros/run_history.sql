@@ -118,7 +118,9 @@
             passed = counted.passed + excluded.passed,
             last_failed_at = coalesce(excluded.last_failed_at, counted.last_failed_at);
     delete from ops.dq_check_results
-    where check_ts < now() - make_interval(days => {{ var('check_history_days') }});
+    where check_ts < now() - make_interval(days => {{ var('run_history_days') }});
+    delete from ops.pipeline_runs
+    where start_ts < now() - make_interval(days => {{ var('run_history_days') }});
     update ops.pipeline_runs
     set
         end_ts = now(),

@@ -65,7 +65,7 @@ def test_the_summary_tells_the_newest_verdict_and_how_often_a_check_passed(
     assert (failed["runs_24h"], failed["passed_24h"], failed["pass_rate_24h"]) == (0, 0, None)
     assert (failed["runs_7d"], failed["pass_rate_7d"]) == (2, 0.5)
     lakehouse.database.execute("update silver.coinbase_trades set price = 1 where trade_id = 2")
-    lakehouse.dbt("build", "--vars", "{check_history_days: 1}")
+    lakehouse.dbt("build", "--vars", "{run_history_days: 1}")
     passed = summary_of(lakehouse, check)
     assert (passed["status"], passed["failures"], passed["pass_rate_24h"]) == ("pass", 0, 1)
     assert (passed["runs_7d"], passed["passed_7d"]) == (3, 2)

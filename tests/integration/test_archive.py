@@ -335,36 +335,6 @@ def test_the_files_of_another_database_are_not_overwritten(full_house: House) ->
         full_house.restore()
 
 
-@pytest.mark.postgres18_only
-@pytest.mark.parametrize(
-    ("role", "statement"),
-    [
-        ("medallion_ingest", "select bronze.drop_day('{day}')"),
-        ("medallion_transform", "select bronze.drop_day('{day}')"),
-        ("medallion_transform", "select bronze.make_day_table('{day}')"),
-        ("medallion_ingest", "select bronze.attach_day('{day}')"),
-        ("medallion_transform", "update bronze.archive_files set restored_at = now()"),
-        ("medallion_archive", "drop table bronze.coinbase_trades_raw_{day:%Y%m%d}"),
-        ("medallion_archive", "delete from bronze.coinbase_trades_raw"),
-        ("medallion_archive", "truncate bronze.coinbase_trades_raw_{day:%Y%m%d}"),
-        ("medallion_archive", "insert into bronze.coinbase_trades_raw select"),
-        ("medallion_archive", "delete from bronze.archive_files"),
-        ("medallion_archive", "update bronze.archive_files set dropped_at = now()"),
-        ("medallion_archive", "select * from silver.coinbase_trades"),
-        ("postgres", "delete from bronze.coinbase_trades_raw_{day:%Y%m%d}"),
-    ],
-)
-async def test_nobody_else_drops_days_and_who_does_may_do_nothing_else(
-    database: Any, role: str, statement: str
-) -> None:
-    connection = await database.connect(role)
-    with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedTableError)) as error:
-        await connection.execute(statement.format(day=YESTERDAY))
-    await connection.close()
-    # Silver is not built yet: its schema is closed, too.
-    assert isinstance(error.value, asyncpg.InsufficientPrivilegeError)
-
-
 async def test_a_day_that_is_not_in_verified_files_is_not_dropped(database: Any) -> None:
     ingester, archiver = (
         await database.connect("medallion_ingest"),

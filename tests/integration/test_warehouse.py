@@ -125,42 +125,6 @@ async def test_the_server_listens_on_loopback_only_and_wants_passwords(
 
 
 @pytest.mark.parametrize(
-    ("role", "statement"),
-    [
-        ("medallion_ingest", "update bronze.coinbase_trades_raw set channel = 'x'"),
-        ("medallion_ingest", "delete from bronze.coinbase_trades_raw"),
-        ("medallion_ingest", "truncate bronze.coinbase_trades_raw"),
-        ("medallion_ingest", "select bronze.settle()"),
-        ("medallion_ingest", "select * from ops.model_watermarks"),
-        ("medallion_ingest", "create table silver.x (y int)"),
-        ("medallion_ingest", "update bronze.feed_sessions set url = 'x'"),
-        ("medallion_ingest", "delete from bronze.coinbase_candles_raw"),
-        ("medallion_ingest", "insert into bronze.coinbase_candles_raw (bronze_id) values (1)"),
-        ("medallion_transform", "insert into bronze.coinbase_candles_raw select"),
-        ("medallion_transform", "insert into bronze.coinbase_frames_rejected select"),
-        ("medallion_transform", "begin; lock table bronze.coinbase_trades_raw in share mode"),
-        ("medallion_transform", "delete from bronze.coinbase_trades_raw"),
-        ("medallion_ingest", "delete from bronze.coinbase_products_raw"),
-        ("medallion_transform", "insert into bronze.coinbase_products_raw select"),
-        ("medallion_transform", "create schema x"),
-        ("medallion_reader", "select * from bronze.coinbase_trades_raw"),
-        ("medallion_reader", "select * from bronze.coinbase_candles_raw"),
-        ("medallion_reader", "select * from silver.coinbase_trades"),
-        ("medallion_reader", "select * from ops.model_watermarks"),
-        ("medallion_reader", "create temp table x (y int)"),
-        ("medallion_reader", "create table public.x (y int)"),
-    ],
-)
-async def test_each_role_is_refused_what_it_must_not_do(
-    database: Database, role: str, statement: str
-) -> None:
-    connection = await database.connect(role)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await connection.execute(statement)
-    await connection.close()
-
-
-@pytest.mark.parametrize(
     "table",
     [
         "coinbase_trades_raw",

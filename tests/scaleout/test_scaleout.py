@@ -26,6 +26,7 @@ from simulator.faults import Faults
 from tests.dbt.conftest import NOON, Dbt, Lakehouse, advanced_frame, match, product
 from tests.dbt.test_runs import build_in_another_process
 from tests.faults.world import SHORT, World, compared
+from tests.integration.test_archive import LONG_AGO, YESTERDAY, House
 from tests.scaleout.conftest import Citus
 from warehouse.migrate import migrate
 from warehouse.settings import LOGIN_ROLES
@@ -47,6 +48,11 @@ NEWEST_MOVERS = """
 """
 # A node that comes back is told every minute what became of what it had promised.
 FINISH_PROMISED = "select recover_prepared_transactions()"
+NOT_SPREAD = """
+    select inhrelid::regclass from pg_inherits
+    left join pg_dist_partition on logicalrelid = inhrelid
+    where inhparent = 'bronze.coinbase_trades_raw'::regclass and logicalrelid is null
+"""
 NOT_PUSHED_DOWN = {"top_movers": "ranks all products", "coinbase_trades_quarantine": "is a copy"}
 FROM_THE_COORDINATOR = {
     "coinbase_candles": "the exchange's answers are few, and lie there",
@@ -304,6 +310,27 @@ def test_settling_waits_for_a_batch_that_a_worker_has_only_promised(
         await transform.close()
 
     asyncio.run(run())
+
+
+def test_days_go_to_the_archive_and_come_back(spread: Lakehouse, tmp_path: Path) -> None:
+    house = House(spread, tmp_path)
+    trades = [match(n, product_id=f"{n % 5}-USD") for n in range(1, 50)]
+    spread.receive(*trades[:20], received_at=LONG_AGO)
+    spread.receive(*trades[20:], received_at=NOON)
+    spread.build()
+    bronze, built = house.bronze(), spread.fingerprints()
+    days = [LONG_AGO.date(), YESTERDAY]
+    assert house.due(keep_days=0) == days
+    for day in days:
+        house.archive(day)
+    assert house.bronze()["rows"] == 0
+    house.restore(YESTERDAY, product="3-USD")
+    for day in days:
+        house.restore(day)
+    assert house.bronze() == bronze
+    assert spread.rows(NOT_SPREAD) == []
+    spread.run("--full-refresh")
+    assert spread.fingerprints() == built
 
 
 async def test_worker_killed_in_the_middle_of_a_copy(world: World, citus: Citus) -> None:
