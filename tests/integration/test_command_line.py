@@ -80,8 +80,8 @@ def test_help_names_every_command(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
     for command in (
-        "demo", "ingest", "dashboard", "simulate", "migrate", "deps", "postgres", "env", "bi",
-        "status",
+        "demo", "ingest", "dashboard", "docs", "simulate", "migrate", "deps", "postgres", "env",
+        "bi", "status",
     ):  # fmt: skip
         assert f" {command} " in done.out
     for command in ("start", "stop", "status", "psql"):
@@ -160,6 +160,11 @@ def test_each_target_of_alerts_is_tried_and_told_why_it_failed(
         assert "SECRET" not in done.out + done.err
         [post] = posts.take("/hooks/SECRET")
         assert "This is a test" in post["title"]
+        told = json.loads(run("alerts", "test", "--json", **targets).out)
+        assert [(each["target"], bool(each["error"])) for each in told] == [
+            ("SLACK_WEBHOOK_URL", True), ("ALERT_URLS 1 (JSON)", False),
+            ("ALERT_URLS 2 (JSON)", True),
+        ]  # fmt: skip
         posts.answers = {}
         assert run("alerts", "test", SLACK_WEBHOOK_URL=targets["SLACK_WEBHOOK_URL"]).code == 0
 
@@ -311,11 +316,14 @@ def test_the_embedded_server_starts_tells_and_stops(run: Run) -> None:
     # Not pytest's own folder: see the fixture `server`.
     with tempfile.TemporaryDirectory(prefix="medallion-") as home:
         here = {"MEDALLION_HOME": home}
-        assert run("postgres", "status", **here).code == 3
+        stopped = run("postgres", "status", "--json", **here)
+        assert (stopped.code, json.loads(stopped.out)) == (3, {"running": False, "port": None})
         assert run("postgres", "start", **here).out.startswith("PostgreSQL listens on 127.0.0.1:")
         try:
             status = run("postgres", "status", **here)
             assert (status.code, status.out[:21]) == (0, "Running on 127.0.0.1:")
+            as_json = json.loads(run("postgres", "status", "--json", **here).out)
+            assert f"127.0.0.1:{as_json['port']}." in status.out
             assert run("status", **here).code == 2
             assert run("migrate", **here).code == 0
             assert run("status", **here).code == 0
@@ -358,10 +366,11 @@ def test_the_simulator_says_when_its_port_is_taken(run: Run) -> None:
     assert f"Port {port} can't be opened" in done.told
 
 
-def test_the_dashboard_says_when_its_port_is_taken(run_here: Run) -> None:
+@pytest.mark.parametrize("command", ["dashboard", "dagster", "docs"])
+def test_a_page_says_when_its_port_is_taken(run_here: Run, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = run_here("dashboard", "--port", port)
+        done = run_here(command, "--port", port)
     assert done.code == 2
     assert f"127.0.0.1:{port} can't be opened" in done.told
 
