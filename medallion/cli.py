@@ -354,6 +354,11 @@ def dagster(
     _insist_on_port("127.0.0.1", port, "--port")
     _install_packages()
     prepare_home()
+    if OrchestrationSettings().dagster_postgres_url is not None:
+        from orchestration.transform import open_instance  # noqa: PLC0415  (takes seconds)
+
+        # Dagster itself would tell of a storage that is away by tracebacks.
+        open_instance().dispose()
     command = Path(sys.executable).with_name("dagster")
     arguments = ["dev", "--host", "127.0.0.1", "--port", str(port)]
     # Its pyproject.toml says what to load.
@@ -518,8 +523,10 @@ def archive(
             for each in days:
                 if why_not := await opened.why_not(each, keep_days):
                     errors.print(why_not, style="yellow", soft_wrap=True)
-                else:
-                    console.print(f"Archived {await opened.archive(each)}.", highlight=False)
+                    continue
+                moved = await opened.archive(each)
+                told = f"Archived {moved}." if moved.files else f"Bronze has nothing of {each}."
+                console.print(told, highlight=False)
         if not days:
             console.print(f"Bronze has nothing from before the last {keep_days} days.")
 
@@ -809,6 +816,9 @@ def main() -> None:
         _fail(str(error), 2 if fatal else 1)
     except (ArchiveError, FailedError) as error:
         _fail(str(error), 1)
+    except OSError as error:
+        # For example a full disk: a traceback would not say more.
+        _fail(f"The machine refused: {error}.", 1)
 
 
 def _check_env_file() -> None:

@@ -191,6 +191,39 @@ def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) 
     assert tables["gold.dim_products"]["lag"] is None
 
 
+@pytest.mark.parametrize("command", ["transform", "dagster"])
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("MEDALLION_HOME", "/proc/nowhere", "Dagster can't keep what it remembers in /proc/no"),
+        ("DAGSTER_POSTGRES_URL", "SECRET", "DAGSTER_POSTGRES_URL is '***' (it is no postgresql:"),
+    ],
+)
+def test_what_dagster_remembers_needs_a_place(
+    run: Run, command: str, setting: str, value: str, told: str
+) -> None:
+    done = run(command, **{"PGHOST": "db.example", setting: value})
+    assert done.code == 2
+    assert told in done.told
+    assert "SECRET" not in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_told_without_a_traceback() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "medallion", "env"],
+            env={**os.environ, "PGHOST": "db.example", "MEDALLION_TRANSFORM_PASSWORD": "x"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "The machine refused: [Errno 28] No space left on device."
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("home", "told"),
     [("/proc/nowhere", "can't live in /proc/nowhere"), (__file__, f"can't live in {__file__}")],
