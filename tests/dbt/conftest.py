@@ -25,6 +25,11 @@ CHANNELS = {"exchange_ws": "matches", "advanced_ws": "market_trades", "rest": "t
 HISTORY = {"top_movers"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "Write the parts of docs/ that are made, in place of comparing them."
+    parser.addoption("--write-documents", action="store_true", help=help_)
+
+
 @dataclass(frozen=True)
 class Build:
     """What one invocation of dbt said: a status for each node, by its name."""
