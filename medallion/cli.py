@@ -93,6 +93,11 @@ app.add_typer(alerts, name="alerts")
 console = Console()
 errors = Console(stderr=True)
 
+
+def _sources_like(incomplete: str) -> list[str]:
+    return [name for name in SOURCES if name.startswith(incomplete)]
+
+
 Products = Annotated[
     str | None,
     typer.Option(help="Products, separated by commas, for example BTC-USD,ETH-USD; or all."),
@@ -101,7 +106,8 @@ Source = Annotated[
     str | None,
     typer.Option(
         help="`live`, `simulator` (one started by `medallion simulate`), or a ws:// or wss:// URL. "
-        "Default: COINBASE_WS_URL, which is the live feed unless set."
+        "Default: COINBASE_WS_URL, which is the live feed unless set.",
+        autocompletion=_sources_like,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -49,7 +49,8 @@ COLUMNS = """
         nspname in ('bronze', 'silver', 'gold', 'ops')
         and relkind in ('r', 'p', 'v')
         and not relispartition
-    order by array_position(array['bronze', 'silver', 'gold', 'ops'], nspname::text), relname, attnum
+    order by
+        array_position(array['bronze', 'silver', 'gold', 'ops'], nspname::text), relname, attnum
 """
 
 

@@ -49,12 +49,12 @@ class Build:
 class Dbt:
     """Runs dbt in this process; the manifest is parsed once."""
 
-    def __init__(self, server: Server, target: Path) -> None:
+    def __init__(self, server: Server, target: Path, project: Path = PROJECT) -> None:
         database = Database(server.settings.model_copy(update={"pgdatabase": "crypto_dw"}))
         connection = database.info("medallion_transform")
         self.target = target
         self._options = [
-            *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
+            *("--project-dir", str(project), "--profiles-dir", str(project)),
             *("--target-path", str(target), "--log-level-file", "none"),
         ]
         with _environment(connection):

@@ -25,6 +25,8 @@ from tests.receiver import receiver
 from warehouse.embedded import BINARIES
 from warehouse.settings import ConnectionInfo, WarehouseSettings
 
+BASH = shutil.which("bash")
+
 Run = Callable[..., "Done"]
 
 
@@ -87,6 +89,35 @@ def test_help_names_every_command(run: Run) -> None:
     for command in ("start", "stop", "status", "psql"):
         assert f" {command} " in run("postgres", "--help").out
     assert " test " in run("alerts", "--help").out
+
+
+@pytest.mark.skipif(BASH is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["medallion", "rec"], ["reconcile"]),
+        (["medallion", "postgres", "st"], ["start", "status", "stop"]),
+        (["medallion", "env", "--role", "re"], ["reader"]),
+        (["medallion", "ingest", "--source", "l"], ["live"]),
+    ],
+)
+def test_bash_completes_what_is_typed(typed: list[str], offered: list[str]) -> None:
+    # What --install-completion puts in place; it asks which shell it runs in.
+    script = f"""
+        eval "$(_MEDALLION_COMPLETE=source_bash medallion)"
+        COMP_WORDS=({" ".join(typed)}) COMP_CWORD={len(typed) - 1}
+        _medallion_completion medallion
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [str(BASH), "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(done.stdout.split()) == offered
 
 
 @pytest.mark.parametrize("command", ["status", "env", "bi", "ingest", "dashboard"])
