@@ -23,7 +23,7 @@ from ingestion.bronze import BronzeWriter
 from ingestion.coinbase.wire import MARKET_TRADES_CHANNEL
 from ingestion.spool import Spool
 from simulator.faults import Faults
-from tests.dbt.conftest import NOON, Dbt, Lakehouse, advanced_frame, match
+from tests.dbt.conftest import NOON, Dbt, Lakehouse, advanced_frame, match, product
 from tests.dbt.test_runs import build_in_another_process
 from tests.faults.world import SHORT, World, compared
 from tests.scaleout.conftest import Citus
@@ -32,7 +32,13 @@ from warehouse.settings import LOGIN_ROLES
 
 pytestmark = [pytest.mark.postgres18_only, pytest.mark.timeout(600)]
 
-BRONZE = ("coinbase_trades_raw", "coinbase_candles_raw", "trade_gaps", "trade_coverage")
+BRONZE = (
+    "coinbase_trades_raw",
+    "coinbase_candles_raw",
+    "coinbase_products_raw",
+    "trade_gaps",
+    "trade_coverage",
+)
 # What the two databases' runs made at the same market time; they began at times of their own.
 NEWEST_MOVERS = """
     select to_jsonb(movers) - 'snapshot_ts' as mover from gold.top_movers as movers
@@ -42,7 +48,10 @@ NEWEST_MOVERS = """
 # A node that comes back is told every minute what became of what it had promised.
 FINISH_PROMISED = "select recover_prepared_transactions()"
 NOT_PUSHED_DOWN = {"top_movers": "ranks all products", "coinbase_trades_quarantine": "is a copy"}
-FROM_THE_COORDINATOR = {"coinbase_candles": "the exchange's answers are few, and lie there"}
+FROM_THE_COORDINATOR = {
+    "coinbase_candles": "the exchange's answers are few, and lie there",
+    "products": "so are its catalogues",
+}
 
 
 async def _copied_bronze(source: Lakehouse, target: Lakehouse) -> None:
@@ -86,7 +95,7 @@ def assert_equal_to_plain_postgres(spread: Lakehouse, plain: Lakehouse) -> None:
     asyncio.run(_copied_bronze(spread, plain))
     plain.build()
     expected = plain.fingerprints()
-    assert len(expected) == 12
+    assert len(expected) == 16
     assert spread.fingerprints() == expected
     assert spread.rows(NEWEST_MOVERS) == plain.rows(NEWEST_MOVERS)
 
@@ -184,7 +193,9 @@ def test_a_frame_of_several_products_reaches_each_of_them(
     asyncio.run(put())
     # Of a minute at the end of the recording nobody knows whether it is whole: they may differ.
     spread.answer(NOON, NOON, [int(NOON.timestamp()), 99, 101, 100, 100, 5])
+    spread.list_products(product("BTC-USD", quote_increment="0.03"), product("ETH-USD"))
     spread.build()
+    assert spread.one("select count(*) as n from gold.off_increment_trades") == {"n": 3}
     assert spread.one("select verdict from gold.candle_reconciliation") == {"verdict": "differs"}
     silver = spread.rows("select product_id, trade_id from silver.coinbase_trades order by 2")
     assert [tuple(row.values()) for row in silver] == [
