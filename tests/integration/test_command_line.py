@@ -92,22 +92,15 @@ def test_help_names_every_command(run: Run) -> None:
 
 
 @pytest.mark.skipif(BASH is None, reason="no bash")
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        (["medallion", "rec"], ["reconcile"]),
-        (["medallion", "postgres", "st"], ["start", "status", "stop"]),
-        (["medallion", "env", "--role", "re"], ["reader"]),
-        (["medallion", "ingest", "--source", "l"], ["live"]),
-    ],
-)
-def test_bash_completes_what_is_typed(typed: list[str], offered: list[str]) -> None:
-    # What --install-completion puts in place; it asks which shell it runs in.
-    script = f"""
+def test_bash_completes_what_is_typed() -> None:
+    # What --install-completion puts in place; it looks which shell it runs in.
+    script = """
         eval "$(_MEDALLION_COMPLETE=source_bash medallion)"
-        COMP_WORDS=({" ".join(typed)}) COMP_CWORD={len(typed) - 1}
-        _medallion_completion medallion
-        printf '%s\\n' "${{COMPREPLY[@]}}"
+        for typed in "medallion rec" "medallion postgres st" "medallion env --role re"; do
+            COMP_WORDS=($typed) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            _medallion_completion medallion
+            echo "${COMPREPLY[@]}"
+        done
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
@@ -117,7 +110,7 @@ def test_bash_completes_what_is_typed(typed: list[str], offered: list[str]) -> N
         text=True,
         check=True,
     )
-    assert sorted(done.stdout.split()) == offered
+    assert done.stdout.splitlines() == ["reconcile", "start stop status", "reader"]
 
 
 @pytest.mark.parametrize("command", ["status", "env", "bi", "ingest", "dashboard"])
