@@ -407,14 +407,17 @@ def docs(
     Types are those of the database: build it first.
     """
     from medallion.docs import open_server, serve, write_pages  # noqa: PLC0415  (--help is quick)
+    from orchestration.bronze import look_at_bronze  # noqa: PLC0415
 
     connection = WarehouseSettings().connection(Role.TRANSFORM)
-    server = open_server(port)
-    _install_packages()
-    with progress(errors, "Writing the pages"):
-        write_pages(connection)
-    console.print(f"The documentation is on http://127.0.0.1:{port}. Ctrl-C stops it.")
-    serve(server)
+    with open_server(port) as server:
+        # Of a database that is away or not migrated, dbt would tell at length.
+        asyncio.run(look_at_bronze(connection))
+        _install_packages()
+        with progress(errors, "Writing the pages"):
+            write_pages(connection)
+        console.print(f"The documentation is on http://127.0.0.1:{port}. Ctrl-C stops it.")
+        serve(server)
 
 
 @app.command()

@@ -61,5 +61,5 @@ def write_pages(connection: ConnectionInfo) -> None:
 def serve(server: ThreadingHTTPServer) -> None:
     """Answer until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with server, suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):
         server.serve_forever()

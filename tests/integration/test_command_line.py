@@ -120,8 +120,9 @@ def test_without_a_database_it_says_how_to_get_one(run: Run, command: str) -> No
     assert "There is no database yet. Run `medallion demo`" in done.told
 
 
-def test_a_server_that_is_away_is_told_with_its_address(run: Run) -> None:
-    done = run("status", PGHOST="127.0.0.1", PGPORT="1", PGPASSWORD="not to be told")
+@pytest.mark.parametrize("command", [["status"], ["docs"], ["archive", "--day", "2026-01-01"]])
+def test_a_server_that_is_away_is_told_with_its_address(run: Run, command: list[str]) -> None:
+    done = run(*command, PGHOST="127.0.0.1", PGPORT="1", PGPASSWORD="not to be told")
     assert done.code == 2
     assert "PostgreSQL can't be reached on 127.0.0.1:1" in done.told
     assert "not to be told" not in done.err
