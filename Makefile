@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test faults lint audit format clean
+.PHONY: demo test faults lint audit format documents clean
 
 demo: $(VENV)/installed
 	$(BIN)/medallion demo
@@ -36,6 +36,9 @@ audit: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+documents: $(VENV)/installed
+	$(BIN)/pytest tests/dbt/test_documents.py --write-documents
 
 clean:
 	rm -rf $(VENV) dbt_project/target dbt_project/logs dbt_project/dbt_packages

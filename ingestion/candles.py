@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -47,7 +47,10 @@ class Fetched:
 
 
 async def fetch_candles(
-    connect: Connect, rest: RestClient, wanted: Iterable[CandleRange]
+    connect: Connect,
+    rest: RestClient,
+    wanted: Sequence[CandleRange],
+    on_progress: Callable[[float, float], None] = lambda *_: None,
 ) -> Fetched:
     """Ask the exchange for candles, range by range, and save each answer as it came.
 
@@ -57,6 +60,7 @@ async def fetch_candles(
         connect: opens a connection as a role that may write to bronze.
         rest: asks the exchange.
         wanted: what to ask for, each of at most 300 candles.
+        on_progress: told how many of these are done, and of how many.
 
     Raises:
         LedgerAwayError: the database is away; what came before is saved.
@@ -68,7 +72,8 @@ async def fetch_candles(
     connection: Connection | None = None
     try:
         connection = await open_bronze(connect)
-        for each in wanted:
+        for number, each in enumerate(wanted):
+            on_progress(number, len(wanted))
             if each.product_id in unknown:
                 continue
             try:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ingestion.continuity import count
 from ingestion.errors import (
@@ -34,6 +34,7 @@ from ingestion.settings import IngestionSettings, explain
 from medallion import bi as bi_tools
 from medallion.errors import FailedError
 from medallion.logs import log_to
+from medallion.progress import Advance, progress
 from orchestration.settings import OrchestrationSettings
 from warehouse.settings import (
     PROJECT_ROOT,
@@ -72,9 +73,18 @@ SETTINGS = {
     **OrchestrationSettings.model_fields,
 }
 
+EXIT_CODES = {
+    0: "done, or stopped as it should be",
+    1: "failed, and trying again may help",
+    2: "wrong settings or arguments, or no database: the message says how to put it right",
+    3: "the server does not run (`medallion postgres status`)",
+    130: "broken off by Ctrl-C",
+}
+
 app = typer.Typer(
     help="Crypto trades from Coinbase into PostgreSQL: bronze as received, silver typed and "
     "deduplicated, gold for BI tools. Begin with `medallion demo`.",
+    epilog="Exit codes: " + "; ".join(f"{code} {what}" for code, what in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -92,6 +102,11 @@ app.add_typer(dagster, name="dagster")
 console = Console()
 errors = Console(stderr=True)
 
+
+def _sources_like(incomplete: str) -> list[str]:
+    return [name for name in SOURCES if name.startswith(incomplete)]
+
+
 Products = Annotated[
     str | None,
     typer.Option(help="Products, separated by commas, for example BTC-USD,ETH-USD; or all."),
@@ -100,9 +115,11 @@ Source = Annotated[
     str | None,
     typer.Option(
         help="`live`, `simulator` (one started by `medallion simulate`), or a ws:// or wss:// URL. "
-        "Default: COINBASE_WS_URL, which is the live feed unless set."
+        "Default: COINBASE_WS_URL, which is the live feed unless set.",
+        autocompletion=_sources_like,
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 Host = Annotated[
     str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, too.")
@@ -275,18 +292,7 @@ def backfill(
     connection = WarehouseSettings().connection(Role.INGEST)
 
     async def run() -> None:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} trades"),
-            TimeRemainingColumn(),
-            console=errors,
-        ) as progress:
-            task = progress.add_task(request.product_id, total=0)
-
-            def advance(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total)
-
+        with progress(errors, request.product_id, "trades") as advance:
             ledger = GapLedger(connection.connect)
             try:
                 async with RestClient(settings.rest_url) as rest:
@@ -312,7 +318,7 @@ def backfill(
 
 
 @app.command()
-def reconcile(source: Source = None) -> None:
+def reconcile(source: Source = None, as_json: AsJson = False) -> None:
     """Compare candles with the exchange's own: fetch those that have settled, build, and count.
 
     Where not all trades of a candle are here, it says so instead.
@@ -324,11 +330,22 @@ def reconcile(source: Source = None) -> None:
     warehouse = WarehouseSettings()
     connection = warehouse.connection(Role.TRANSFORM)
     _install_packages()
-    fetched = asyncio.run(fetch_due_candles(warehouse, settings.rest_url))
-    console.print(f"{fetched.answers:,} answers of the exchange, {fetched.refused:,} refused.")
-    failures = dbt.build(connection, lambda _: None)
-    for granularity, verdict, candles in asyncio.run(verdicts(connection)):
-        console.print(f"{granularity}  {verdict:12}{candles:>12,} candles", highlight=False)
+    with progress(errors, "Asking the exchange", "requests") as advance:
+        fetched = asyncio.run(fetch_due_candles(warehouse, settings.rest_url, advance))
+    with progress(errors, "Building", "models and checks") as advance:
+        failures = dbt.build(connection, advance)
+    counted = asyncio.run(verdicts(connection))
+    if as_json:
+        names = ("granularity", "verdict", "candles")
+        told = asdict(fetched) | {
+            "verdicts": [dict(zip(names, verdict, strict=True)) for verdict in counted],
+            "failures": failures,
+        }
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        console.print(f"{fetched.answers:,} answers of the exchange, {fetched.refused:,} refused.")
+        for granularity, verdict, candles in counted:
+            console.print(f"{granularity}  {verdict:12}{candles:>12,} candles", highlight=False)
     if failures:
         raise FailedError("\n".join(failures))
 
@@ -345,8 +362,9 @@ def products(source: Source = None) -> None:
     async def run() -> None:
         connection = await info.connect()
         try:
-            async with RestClient(settings.rest_url) as rest:
-                fetched = await fetch_catalogue(rest, connection)
+            with progress(errors, "Asking the exchange"):
+                async with RestClient(settings.rest_url) as rest:
+                    fetched = await fetch_catalogue(rest, connection)
         finally:
             await connection.close()
         console.print(f"{fetched.products:,} products saved.")
@@ -400,7 +418,14 @@ def dagster_dev(
     if context.invoked_subcommand is not None:
         return
     WarehouseSettings().connection(Role.TRANSFORM)
+    # Dagster itself would take another, and not say so.
+    _refuse_taken_port("127.0.0.1", port, "--port")
     _install_packages()
+    if OrchestrationSettings().dagster_postgres_url is not None:
+        from orchestration.transform import open_instance  # noqa: PLC0415  (takes seconds)
+
+        # Dagster itself would tell of a storage that is away by tracebacks.
+        open_instance().dispose()
     # What to load, pyproject.toml says.
     _become_dagster("dagster", "dev", "--host", "127.0.0.1", "--port", str(port))
 
@@ -448,6 +473,28 @@ def dashboard(port: Port = 8501, host: Host = "127.0.0.1") -> None:
     os.chdir(PROJECT_ROOT / "dashboards")
     # In place of this process: what stops this one stops it.
     os.execv(command, [str(command), *arguments])  # noqa: S606  (no shell is what is wanted)
+
+
+@app.command()
+def docs(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,
+) -> None:
+    """Show dbt's documentation until stopped: every table and column, and the lineage.
+
+    Types are those of the database: build it first.
+    """
+    from medallion.docs import open_server, serve, write_pages  # noqa: PLC0415  (--help is quick)
+    from orchestration.bronze import look_at_bronze  # noqa: PLC0415
+
+    connection = WarehouseSettings().connection(Role.TRANSFORM)
+    with open_server(port) as server:
+        # Of a database that is away or not migrated, dbt would tell at length.
+        asyncio.run(look_at_bronze(connection))
+        _install_packages()
+        with progress(errors, "Writing the pages"):
+            write_pages(connection)
+        console.print(f"The documentation is on http://127.0.0.1:{port}. Ctrl-C stops it.")
+        serve(server)
 
 
 @app.command()
@@ -528,7 +575,8 @@ def migrate() -> None:
     settings = WarehouseSettings()
     if settings.embedded:
         _start_embedded(settings)
-    applied = asyncio.run(run(settings))
+    with progress(errors, "Migrating the database"):
+        applied = asyncio.run(run(settings))
     console.print("\n".join(f"applied {name}" for name in applied) or "Nothing to do.")
 
 
@@ -553,20 +601,23 @@ def archive(
             "are to stay, or archive one with --day."
         )
 
-    async def run() -> None:
-        async with open_archive(settings) as opened:
+    async def run(advance: Advance) -> None:
+        async with open_archive(settings, advance) as opened:
             if day and (why_not := await opened.why_not(day.date(), keep_days)):
                 raise ArchiveError(why_not)
             days = [day.date()] if day else await opened.due(keep_days or 0)
             for each in days:
                 if why_not := await opened.why_not(each, keep_days):
                     errors.print(why_not, style="yellow", soft_wrap=True)
-                else:
-                    console.print(f"Archived {await opened.archive(each)}.", highlight=False)
+                    continue
+                moved = await opened.archive(each)
+                told = f"Archived {moved}." if moved.files else f"Bronze has nothing of {each}."
+                console.print(told, highlight=False)
         if not days:
             console.print(f"Bronze has nothing from before the last {keep_days} days.")
 
-    asyncio.run(run())
+    with progress(errors, "Archiving", "rows") as advance:
+        asyncio.run(run(advance))
 
 
 @app.command()
@@ -579,17 +630,18 @@ def restore(
     ] = None,
 ) -> None:
     """Bring an archived day back to bronze, where it stays for MEDALLION_BRONZE_DAYS again."""
-    from warehouse.archive import open_archive  # noqa: PLC0415  (--help is quick)
+    from warehouse.archive import Moved, open_archive  # noqa: PLC0415  (--help is quick)
 
-    async def run() -> None:
-        async with open_archive(WarehouseSettings()) as opened:
-            restored = await opened.restore(day.date(), product)
-        console.print(
-            f"Restored {restored}." if restored.files else "All of it is in bronze already.",
-            highlight=False,
-        )
+    async def run(advance: Advance) -> Moved:
+        async with open_archive(WarehouseSettings(), advance) as opened:
+            return await opened.restore(day.date(), product)
 
-    asyncio.run(run())
+    with progress(errors, "Restoring", "rows") as advance:
+        restored = asyncio.run(run(advance))
+    console.print(
+        f"Restored {restored}." if restored.files else "All of it is in bronze already.",
+        highlight=False,
+    )
 
 
 @app.command()
@@ -597,7 +649,9 @@ def deps() -> None:
     """Install dbt's packages: from its hub, or the ones kept here where that can't be reached."""
     from medallion.dbt import deps as run  # noqa: PLC0415  (--help is quick)
 
-    if run():
+    with progress(errors, "Asking dbt's package hub"):
+        from_hub = run()
+    if from_hub:
         console.print("Installed the packages of packages.yml from dbt's hub.")
     else:
         console.print(
@@ -633,7 +687,7 @@ def bi(
     show_password: Annotated[
         bool, typer.Option("--show-password", help="Print the password, too.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print what to type into Power BI, Metabase and other BI tools, to read gold."""
     connection = WarehouseSettings().connection(Role.READER)
@@ -648,9 +702,7 @@ def bi(
 
 
 @app.command()
-def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
+def status(as_json: AsJson = False) -> None:
     """Show for each table its rows, its newest entry, and how far it lags behind bronze."""
     from medallion.status import read_status, show_status  # noqa: PLC0415  (--help is quick)
 
@@ -673,20 +725,28 @@ def postgres_stop() -> None:
     """Stop the embedded server."""
     from warehouse.embedded import EmbeddedServer  # noqa: PLC0415  (--help is quick)
 
-    stopped = EmbeddedServer.of(_embedded_settings()).stop()
+    settings = _embedded_settings()
+    with progress(errors, "Stopping PostgreSQL"):
+        stopped = EmbeddedServer.of(settings).stop()
     console.print("Stopped." if stopped else "It was not running.")
 
 
 @postgres.command("status")
-def postgres_status() -> None:
+def postgres_status(as_json: AsJson = False) -> None:
     """Tell whether the embedded server runs (exit code 0) or not (3)."""
     from warehouse.embedded import EmbeddedServer  # noqa: PLC0415  (--help is quick)
 
     settings = _embedded_settings()
-    if not EmbeddedServer.of(settings).is_running():
+    running = EmbeddedServer.of(settings).is_running()
+    port = settings.connection(Role.ADMIN).port if running else None
+    if as_json:
+        typer.echo(json.dumps({"running": running, "port": port}))
+    elif running:
+        console.print(f"Running on 127.0.0.1:{port}.")
+    else:
         console.print("Not running. Start it with `medallion postgres start`.")
+    if not running:
         raise typer.Exit(3)
-    console.print(f"Running on 127.0.0.1:{settings.connection(Role.ADMIN).port}.")
 
 
 @postgres.command(
@@ -707,7 +767,7 @@ def postgres_psql(
 
 
 @alerts.command("test")
-def alerts_test() -> None:
+def alerts_test(as_json: AsJson = False) -> None:
     """Send a message to each target, and tell which did not take it, and why."""
     from orchestration.defs.alerts.news import Message  # noqa: PLC0415  (--help is quick)
     from orchestration.defs.alerts.targets import DeliveryError, configured  # noqa: PLC0415
@@ -715,21 +775,26 @@ def alerts_test() -> None:
     targets = configured(OrchestrationSettings())
     if not targets:
         _fail("Nobody is told of problems: set SLACK_WEBHOOK_URL or ALERT_URLS.", 2)
-    failed = 0
+    message = Message("This is a test", "Problems of medallion will be told here.")
+    why_not: dict[str, str | None] = {}
     for target in targets:
         try:
-            target.send([Message("This is a test", "Problems of medallion will be told here.")])
+            with progress(errors, f"Sending to {target.name}"):
+                target.send([message])
         except DeliveryError as error:
-            failed += 1
-            errors.print(
-                f"{target.name}: not delivered. {error}",
-                style="red",
-                markup=False,
-                soft_wrap=True,
-            )
+            why_not[target.name] = str(error)
         else:
-            console.print(f"{target.name}: delivered.")
-    if failed:
+            why_not[target.name] = None
+    if as_json:
+        told = [{"target": name, "error": reason} for name, reason in why_not.items()]
+        typer.echo(json.dumps(told, indent=2))
+    for name, reason in why_not.items():
+        if reason is not None:
+            line = f"{name}: not delivered. {reason}"
+            errors.print(line, style="red", markup=False, soft_wrap=True)
+        elif not as_json:
+            console.print(f"{name}: delivered.")
+    if failed := sum(reason is not None for reason in why_not.values()):
         raise FailedError(f"{failed} of {len(targets)} targets took no message.")
 
 
@@ -774,6 +839,7 @@ def _become_dagster(program: str, *arguments: str) -> NoReturn:
 
 
 def _refuse_taken_port(host: str, port: int, options: str) -> None:
+    """Refuse a port that what is about to be started could not have."""
     try:
         with socket.create_server((host, port)):
             pass
@@ -798,7 +864,8 @@ def _install_packages() -> None:
     from medallion import dbt  # noqa: PLC0415  (--help is quick)
 
     if not dbt.packages_are_installed():
-        dbt.deps()
+        with progress(errors, "Asking dbt's package hub"):
+            dbt.deps()
 
 
 def _stop_when_stdin_ends() -> None:
@@ -833,15 +900,12 @@ def _embedded_settings() -> WarehouseSettings:
 def _start_embedded(settings: WarehouseSettings) -> int:
     from warehouse.embedded import EmbeddedServer  # noqa: PLC0415  (--help is quick)
 
-    return EmbeddedServer.of(settings).start()
+    with progress(errors, "Starting PostgreSQL"):
+        return EmbeddedServer.of(settings).start()
 
 
 def main() -> None:
-    """Run the command line.
-
-    Exit codes: 0 done; 1 failed, and trying again may help; 2 wrong settings or arguments, which a
-    retry can't cure; 3 from `postgres status` when the server does not run.
-    """
+    """Run the command line; EXIT_CODES says how it ends."""
     log_to(sys.stderr)
     try:
         _check_env_file()
@@ -861,6 +925,9 @@ def main() -> None:
         _fail(str(error), 2 if fatal else 1)
     except (ArchiveError, FailedError) as error:
         _fail(str(error), 1)
+    except OSError as error:
+        # For example a full disk: a traceback would not say more.
+        _fail(f"The machine refused: {error}.", 1)
 
 
 def _check_env_file() -> None:

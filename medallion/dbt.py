@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +55,12 @@ def deps() -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class NodeProgress:
-    """So many nodes of the graph, models and checks, are done."""
-
-    done: int
-    total: int
-
-
-def build(connection: ConnectionInfo, on_progress: Callable[[NodeProgress], None]) -> list[str]:
+def build(connection: ConnectionInfo, on_progress: Callable[[float, float], None]) -> list[str]:
     """Run `dbt build` in this process.
+
+    Args:
+        connection: the database.
+        on_progress: told how many nodes of the graph, models and checks, are done, and of how many.
 
     Returns:
         For each model or check that failed, its name and what dbt said; nothing where all passed.
@@ -87,7 +82,7 @@ def build(connection: ConnectionInfo, on_progress: Callable[[NodeProgress], None
         elif event.info.name in {"NodeFinished", "SkippingDetails"}:
             # Of a skipped node both are told.
             done.add(event.data.node_info.unique_id)
-            on_progress(NodeProgress(len(done), total))
+            on_progress(len(done), total)
 
     os.environ.update(connection.environment())
     folders = ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]

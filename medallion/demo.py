@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from ingestion.capture import Capture, stop_on_signals
 from ingestion.catalogue import fetch_catalogue
@@ -28,6 +28,7 @@ from medallion import dbt
 from medallion.errors import FailedError
 from medallion.logs import log_to
 from medallion.market import refuse_another_market
+from medallion.progress import TimeColumn
 from medallion.report import show_report
 from simulator.market import DEFAULT_PRODUCT_IDS, Market, micros
 from simulator.recording import Recording
@@ -107,10 +108,8 @@ class Demo:
         with self._progress() as progress:
             task = progress.add_task("dbt build", total=None, told="")
 
-            def advance(node: dbt.NodeProgress) -> None:
-                progress.update(
-                    task, total=node.total, completed=node.done, told=f"{node.done}/{node.total}"
-                )
+            def advance(done: float, total: float) -> None:
+                progress.update(task, total=total, completed=done, told=f"{done}/{total}")
 
             failures = dbt.build(self._settings.connection(Role.TRANSFORM), advance)
         asyncio.run(show_report(self._console, self._settings))
@@ -343,7 +342,7 @@ class Demo:
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             TextColumn("{task.fields[told]}"),
-            TimeElapsedColumn(),
+            TimeColumn(),
             console=self._console,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import asyncpg
@@ -144,8 +145,17 @@ async def verdicts(connection_info: ConnectionInfo) -> list[tuple[str, str, int]
     return [(*row,) for row in await _fetch(connection_info, _VERDICTS)]
 
 
-async def fetch_due_candles(warehouse: WarehouseSettings, rest_url: str) -> Fetched:
+async def fetch_due_candles(
+    warehouse: WarehouseSettings,
+    rest_url: str,
+    on_progress: Callable[[float, float], None] = lambda *_: None,
+) -> Fetched:
     """Ask the exchange for the candles that are due, and save its answers.
+
+    Args:
+        warehouse: the database.
+        rest_url: the exchange.
+        on_progress: told how many requests are done, and of how many.
 
     Raises:
         WarehouseError: the database is away, or not migrated.
@@ -155,7 +165,8 @@ async def fetch_due_candles(warehouse: WarehouseSettings, rest_url: str) -> Fetc
     due = await due_candles(warehouse.connection(Role.TRANSFORM))
     # The other half is left to an ingester that repairs gaps.
     async with RestClient(rest_url, requests_per_second=REQUESTS_PER_SECOND / 2) as rest:
-        return await fetch_candles(warehouse.connection(Role.INGEST).open, rest, due)
+        connect = warehouse.connection(Role.INGEST).open
+        return await fetch_candles(connect, rest, due, on_progress)
 
 
 async def _fetch(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from warehouse.settings import PROJECT_ROOT, WarehouseSettings
+from warehouse.settings import PROJECT_ROOT, WarehouseError, WarehouseSettings
 
 INSTANCE: Final = Path(__file__).with_name("dagster.yaml")
 POSTGRES_STORAGE: Final = """
@@ -44,6 +44,15 @@ class OrchestrationSettings(BaseSettings):
     alert_urls: SecretStr | None = Field(
         default=None, description="URLs of Apprise separated by spaces, for example ntfys://topic"
     )
+
+    @field_validator("dagster_postgres_url")
+    @classmethod
+    def _url_is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            parts = urlsplit(url.get_secret_value())
+            if parts.scheme not in {"postgresql", "postgres"} or not parts.path.strip("/"):
+                raise ValueError("it is no postgresql:// URL with a database")
+        return url
 
     @field_validator("slack_webhook_url")
     @classmethod
@@ -82,9 +91,11 @@ def prepare_home() -> Path:
     Returns:
         The folder, which is DAGSTER_HOME from now on.
 
+    Raises:
+        WarehouseError: it can't be written.
+
     """
     home = WarehouseSettings().medallion_home / "dagster"
-    home.mkdir(parents=True, exist_ok=True)
     configuration = INSTANCE.read_text()
     url = OrchestrationSettings().dagster_postgres_url
     if url is not None:
@@ -110,5 +121,12 @@ def prepare_workspace(home: Path, host: str, port: int) -> Path:
 def _write(file: Path, text: str) -> None:
     # At one stroke: several commands may start together.
     written = file.with_name(f"{file.name}.{os.getpid()}")
-    written.write_text(text)
-    written.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(text)
+        written.replace(file)
+    except OSError as error:
+        raise WarehouseError(
+            f"Dagster can't keep what it remembers in {file.parent} ({error}). Set MEDALLION_HOME "
+            "to a folder that can be written."
+        ) from None

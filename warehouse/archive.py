@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -76,6 +76,10 @@ _PARTS = """
     order by part
 """
 
+_COUNT = """
+    select count(*) from bronze.coinbase_trades_raw where received_at >= $1 and received_at < $2
+"""
+
 _ROWS = """
     select
         bronze_id, received_at, source, channel, session_id::text, product_id, payload,
@@ -130,8 +134,14 @@ class Moved:
 
 
 @asynccontextmanager
-async def open_archive(settings: WarehouseSettings) -> AsyncIterator[Archive]:
+async def open_archive(
+    settings: WarehouseSettings, on_progress: Callable[[float, float], None] = lambda *_: None
+) -> AsyncIterator[Archive]:
     """Open the archive, for one at a time.
+
+    Args:
+        settings: the database, and where the files are.
+        on_progress: told now and then how many rows of a day are moved, and of how many.
 
     Raises:
         WarehouseError: the database is away, not migrated, or refuses this user.
@@ -148,7 +158,8 @@ async def open_archive(settings: WarehouseSettings) -> AsyncIterator[Archive]:
             raise ArchiveError(
                 "Another `medallion archive` or `medallion restore` is at work: wait for its end."
             ) from None
-        yield Archive(reader, writer, f"{settings.medallion_archive_url}/{quote(info.database)}")
+        root = f"{settings.medallion_archive_url}/{quote(info.database)}"
+        yield Archive(reader, writer, root, on_progress)
     except (
         asyncpg.UndefinedTableError,
         asyncpg.UndefinedFunctionError,
@@ -171,11 +182,19 @@ async def open_archive(settings: WarehouseSettings) -> AsyncIterator[Archive]:
 class Archive:
     """Days of bronze, as files below `root`."""
 
-    def __init__(self, reader: Connection, writer: Connection, root: str) -> None:
+    def __init__(
+        self,
+        reader: Connection,
+        writer: Connection,
+        root: str,
+        on_progress: Callable[[float, float], None],
+    ) -> None:
         self._reader = reader
         # The ledger is written while the rows are read.
         self._writer = writer
         self._root = root
+        self._on_progress = on_progress
+        self._done = self._due = 0.0
 
     async def due(self, keep_days: int) -> list[date]:
         """Return the days that bronze has from before the `keep_days` days before today."""
@@ -211,6 +230,7 @@ class Archive:
         """
         await self._gather(day)
         parts = [row[0] for row in await self._reader.fetch(_PARTS, day)]
+        self._done, self._due = 0, await self._reader.fetchval(_COUNT, *_bounds(day))
         files = await self._export(day, parts)
         await self._verify(day, parts, files)
         rows: int = await self._when_free(
@@ -275,6 +295,8 @@ class Archive:
                 with file.writing() as writer:
                     while record is not None and (record["product_id"], record["part"]) == key:
                         writer.add(Row(*record[:-1]))
+                        # The other half of the work is to read it back.
+                        self._move(0.5)
                         record = await anext(records, None)
                 # Before it is in place: no file is there that nobody knows.
                 await self._note(file, day, key, writer.tally)
@@ -301,7 +323,7 @@ class Archive:
         for key, file in files.items():
             tally = Tally()
             for _ in file.read(tally):
-                pass
+                self._move(0.5)
             if tally != here[key]:
                 raise ArchiveError(
                     f"{file.url} holds {tally}; bronze holds {here[key]}. Nothing of {day} is "
@@ -320,6 +342,7 @@ class Archive:
         self, day: date, wanted: list[asyncpg.Record], files: Mapping[str, ParquetFile]
     ) -> None:
         """Fill a table beside bronze, look at what it holds, and make it the partition."""
+        self._done, self._due = 0, sum(row["rows"] for row in wanted)
         table = await self._writer.fetchval("select bronze.make_day_table($1)", day)
         for row in wanted:
             tally = Tally()
@@ -327,7 +350,7 @@ class Archive:
                 table,
                 schema_name="bronze",
                 columns=Row._fields,
-                records=files[row["url"]].read(tally),
+                records=self._moving(files[row["url"]].read(tally)),
             )
             if tally != _tally(row):
                 raise ArchiveError(
@@ -349,6 +372,16 @@ class Archive:
                 )
 
         await self._when_free(attach)
+
+    def _moving(self, rows: Iterable[T]) -> Iterator[T]:
+        for row in rows:
+            self._move(1)
+            yield row
+
+    def _move(self, rows: float) -> None:
+        self._done += rows
+        if self._done % FETCH_ROWS == 0 or self._done >= self._due:
+            self._on_progress(self._done, self._due)
 
     async def _when_free(self, step: Callable[[], Awaitable[T]]) -> T:
         """Do what needs bronze for itself for a moment, when nobody is reading."""

@@ -26,6 +26,11 @@ OF_TRADES = ("coinbase_trades_quarantine", "+daily_kpis", "+trade_completeness",
 HISTORY = {"top_movers"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "Write the parts of docs/ that are made, in place of comparing them."
+    parser.addoption("--write-documents", action="store_true", help=help_)
+
+
 @dataclass(frozen=True)
 class Build:
     """What one invocation of dbt said: a status for each node, by its name."""
@@ -45,12 +50,12 @@ class Build:
 class Dbt:
     """Runs dbt in this process; the manifest is parsed once."""
 
-    def __init__(self, server: Server, target: Path) -> None:
+    def __init__(self, server: Server, target: Path, project: Path = PROJECT) -> None:
         database = Database(server.settings.model_copy(update={"pgdatabase": "crypto_dw"}))
         connection = database.info("medallion_transform")
         self.target = target
         self._options = [
-            *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
+            *("--project-dir", str(project), "--profiles-dir", str(project)),
             *("--target-path", str(target), "--log-level-file", "none"),
         ]
         with _environment(connection):

@@ -46,17 +46,21 @@ class House:
             update={"medallion_archive_url": str(folder)}
         )
         self.environment = {**self.database.environment(), "MEDALLION_ARCHIVE_URL": str(folder)}
+        self.progress: list[tuple[float, float]] = []
+
+    def _tell(self, done: float, due: float) -> None:
+        self.progress.append((done, due))
 
     def archive(self, day: date = YESTERDAY, settings: WarehouseSettings | None = None) -> Moved:
         async def run() -> Moved:
-            async with open_archive(settings or self.settings) as archive:
+            async with open_archive(settings or self.settings, self._tell) as archive:
                 return await archive.archive(day)
 
         return asyncio.run(run())
 
     def restore(self, day: date = YESTERDAY, product: str | None = None) -> Moved:
         async def run() -> Moved:
-            async with open_archive(self.settings) as archive:
+            async with open_archive(self.settings, self._tell) as archive:
                 return await archive.restore(day, product)
 
         return asyncio.run(run())
@@ -159,6 +163,13 @@ def test_what_was_archived_comes_back_to_the_last_digit(house: House) -> None:
     lakehouse.build("--full-refresh")
     assert lakehouse.fingerprints() == step_by_step
     assert house.due(keep_days=1) == []
+
+
+@pytest.mark.postgres18_only
+def test_how_far_it_is_is_told_to_the_end(full_house: House) -> None:
+    full_house.archive()
+    full_house.restore()
+    assert full_house.progress == [(6, 6), (6, 6)]
 
 
 @pytest.mark.postgres18_only

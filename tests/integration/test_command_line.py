@@ -25,6 +25,8 @@ from tests.receiver import receiver
 from warehouse.embedded import BINARIES
 from warehouse.settings import ConnectionInfo, WarehouseSettings
 
+BASH = shutil.which("bash")
+
 Run = Callable[..., "Done"]
 
 
@@ -80,13 +82,35 @@ def test_help_names_every_command(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
     for command in (
-        "demo", "ingest", "dashboard", "simulate", "migrate", "deps", "postgres", "env", "bi",
-        "status",
+        "demo", "ingest", "dashboard", "docs", "simulate", "migrate", "deps", "postgres", "env",
+        "bi", "status",
     ):  # fmt: skip
         assert f" {command} " in done.out
     for command in ("start", "stop", "status", "psql"):
         assert f" {command} " in run("postgres", "--help").out
     assert " test " in run("alerts", "--help").out
+
+
+@pytest.mark.skipif(BASH is None, reason="no bash")
+def test_bash_completes_what_is_typed() -> None:
+    # What --install-completion puts in place; it looks which shell it runs in.
+    script = """
+        eval "$(_MEDALLION_COMPLETE=source_bash medallion)"
+        for typed in "medallion rec" "medallion postgres st" "medallion env --role re"; do
+            COMP_WORDS=($typed) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            _medallion_completion medallion
+            echo "${COMPREPLY[@]}"
+        done
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [str(BASH), "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["reconcile", "start stop status", "reader"]
 
 
 @pytest.mark.parametrize("command", ["status", "env", "bi", "ingest", "dashboard"])
@@ -96,8 +120,9 @@ def test_without_a_database_it_says_how_to_get_one(run: Run, command: str) -> No
     assert "There is no database yet. Run `medallion demo`" in done.told
 
 
-def test_a_server_that_is_away_is_told_with_its_address(run: Run) -> None:
-    done = run("status", PGHOST="127.0.0.1", PGPORT="1", PGPASSWORD="not to be told")
+@pytest.mark.parametrize("command", [["status"], ["docs"], ["archive", "--day", "2026-01-01"]])
+def test_a_server_that_is_away_is_told_with_its_address(run: Run, command: list[str]) -> None:
+    done = run(*command, PGHOST="127.0.0.1", PGPORT="1", PGPASSWORD="not to be told")
     assert done.code == 2
     assert "PostgreSQL can't be reached on 127.0.0.1:1" in done.told
     assert "not to be told" not in done.err
@@ -160,6 +185,11 @@ def test_each_target_of_alerts_is_tried_and_told_why_it_failed(
         assert "SECRET" not in done.out + done.err
         [post] = posts.take("/hooks/SECRET")
         assert "This is a test" in post["title"]
+        told = json.loads(run("alerts", "test", "--json", **targets).out)
+        assert [(each["target"], bool(each["error"])) for each in told] == [
+            ("SLACK_WEBHOOK_URL", True), ("ALERT_URLS 1 (JSON)", False),
+            ("ALERT_URLS 2 (JSON)", True),
+        ]  # fmt: skip
         posts.answers = {}
         assert run("alerts", "test", SLACK_WEBHOOK_URL=targets["SLACK_WEBHOOK_URL"]).code == 0
 
@@ -184,6 +214,39 @@ def test_status_shows_each_table_and_its_lag(run_here: Run, database: Database) 
     assert tables["gold.ohlc_1m"]["rows"] is None
     assert re.search(r"gold\.dim_products +1 +20.* -", done.out)
     assert tables["gold.dim_products"]["lag"] is None
+
+
+@pytest.mark.parametrize("command", ["transform", "dagster"])
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("MEDALLION_HOME", "/proc/nowhere", "Dagster can't keep what it remembers in /proc/no"),
+        ("DAGSTER_POSTGRES_URL", "SECRET", "DAGSTER_POSTGRES_URL is '***' (it is no postgresql:"),
+    ],
+)
+def test_what_dagster_remembers_needs_a_place(
+    run: Run, command: str, setting: str, value: str, told: str
+) -> None:
+    done = run(command, **{"PGHOST": "db.example", setting: value})
+    assert done.code == 2
+    assert told in done.told
+    assert "SECRET" not in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_told_without_a_traceback() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "medallion", "env"],
+            env={**os.environ, "PGHOST": "db.example", "MEDALLION_TRANSFORM_PASSWORD": "x"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "The machine refused: [Errno 28] No space left on device."
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -311,11 +374,14 @@ def test_the_embedded_server_starts_tells_and_stops(run: Run) -> None:
     # Not pytest's own folder: see the fixture `server`.
     with tempfile.TemporaryDirectory(prefix="medallion-") as home:
         here = {"MEDALLION_HOME": home}
-        assert run("postgres", "status", **here).code == 3
+        stopped = run("postgres", "status", "--json", **here)
+        assert (stopped.code, json.loads(stopped.out)) == (3, {"running": False, "port": None})
         assert run("postgres", "start", **here).out.startswith("PostgreSQL listens on 127.0.0.1:")
         try:
             status = run("postgres", "status", **here)
             assert (status.code, status.out[:21]) == (0, "Running on 127.0.0.1:")
+            as_json = json.loads(run("postgres", "status", "--json", **here).out)
+            assert f"127.0.0.1:{as_json['port']}." in status.out
             assert run("status", **here).code == 2
             assert run("migrate", **here).code == 0
             assert run("status", **here).code == 0
@@ -358,10 +424,11 @@ def test_the_simulator_says_when_its_port_is_taken(run: Run) -> None:
     assert f"Port {port} can't be opened" in done.told
 
 
-def test_the_dashboard_says_when_its_port_is_taken(run_here: Run) -> None:
+@pytest.mark.parametrize("command", ["dashboard", "dagster", "docs"])
+def test_a_page_says_when_its_port_is_taken(run_here: Run, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = run_here("dashboard", "--port", port)
+        done = run_here(command, "--port", port)
     assert done.code == 2
     assert f"127.0.0.1:{port} can't be opened" in done.told
 

@@ -32,6 +32,7 @@ RIGHTS = {
         "bronze.feed_sessions": {"select", "insert", "update"},
         "bronze.trade_gaps": {"select", "insert", "update"},
         "bronze.trade_coverage": {"select", "insert", "update"},
+        "public.schema_migrations": {"select"},
     },
     "medallion_transform": {"bronze.*": {"select"}},
     "medallion_reader": {
