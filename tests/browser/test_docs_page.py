@@ -22,7 +22,7 @@ pytestmark = [
 def test_the_documentation_is_shown_without_another_host(
     lakehouse: Lakehouse, medallion: Callable[..., Any], unused_tcp_port: int
 ) -> None:
-    lakehouse.run("-s", "+ohlc_1m")
+    lakehouse.dbt("run", "-s", "+ohlc_1m")
     address = f"http://127.0.0.1:{unused_tcp_port}/"
     environment = lakehouse.database.environment()
     with (

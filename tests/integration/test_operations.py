@@ -82,7 +82,7 @@ def test_each_query_finds_what_it_is_for(lakehouse: Lakehouse) -> None:
         "values (gen_random_uuid(), 'exchange_ws', 'wss://…', '{BTC-USD}', now())",
         role="medallion_ingest",
     )
-    lakehouse.run()
+    lakehouse.dbt("run")
     lakehouse.database.execute("update silver.coinbase_trades set price = -1")
     assert lakehouse.dbt("test").failed
     queries = blocks("sql")

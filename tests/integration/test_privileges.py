@@ -32,7 +32,7 @@ RIGHTS = {
         "bronze.feed_sessions": {"select", "insert", "update"},
         "bronze.trade_gaps": {"select", "insert", "update"},
         "bronze.trade_coverage": {"select", "insert", "update"},
-        "public.schema_migrations": {"select"},
+        "schema_migrations": {"select"},
     },
     "medallion_transform": {"bronze.*": {"select"}},
     "medallion_reader": {
@@ -117,8 +117,8 @@ def house(server: Server, dbt: Dbt) -> Lakehouse:
     """A lakehouse whose tables were made, and then made anew: all rights must be there again."""
     lakehouse = Lakehouse(server.fresh_database(), dbt)
     lakehouse.receive(match(1))
-    lakehouse.run()
-    lakehouse.run("--full-refresh")
+    lakehouse.dbt("run")
+    lakehouse.dbt("run", "--full-refresh")
     return lakehouse
 
 
