@@ -122,7 +122,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         plain = WarehouseSettings(
-            _env_file=None, pghost=None, pgport=None, medallion_home=folder / "home"
+            _env_file=None,  # type: ignore[call-arg]  # Known to pydantic-settings alone.
+            pghost=None,
+            pgport=None,
+            medallion_home=folder / "home",
         )
         server = EmbeddedServer.of(plain)
         server.start()
