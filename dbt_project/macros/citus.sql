@@ -16,8 +16,10 @@
 {# On Citus the rows that are new wait in a view, not in a table: so they go from shard to shard, and
    none comes to the coordinator. #}
 {% macro postgres__create_table_as(temporary, relation, sql) -%}
-    {%- if not is_citus() -%}
+    {%- if not is_citus() and temporary -%}
         {{ dbt.postgres__create_table_as(temporary, relation, sql) }}
+    {%- elif not is_citus() -%}
+        {{ filled_table(relation, sql) }}
     {%- elif temporary -%}
         {%- if config.get('contract').enforced -%}
             {%- do get_assert_columns_equivalent(sql) -%}

@@ -12,10 +12,12 @@ typed as (
     select
         *,
         {{ 'frame_product_id' if is_citus() else 'product_id_text' }} as product_id,
-        {{ guarded_bigint('trade_id_text') }} as trade_id,
-        {{ guarded_numeric('price_text') }} as price,
-        {{ guarded_numeric('size_text') }} as size,
-        case when lower(side_text) in ('buy', 'sell') then lower(side_text) end as side,
+        unnest(array[{{ guarded_bigint('trade_id_text') }}]) as trade_id,
+        unnest(array[{{ guarded_numeric('price_text') }}]) as price,
+        unnest(array[{{ guarded_numeric('size_text') }}]) as size,
+        unnest(array[
+            case when lower(side_text) in ('buy', 'sell') then lower(side_text) end
+        ]) as side,
         unnest(array[{{ guarded_timestamp('time_text') }}]) as trade_time
     from trades
 ),
