@@ -27,6 +27,8 @@ DAYS: Final = 30
 END: Final = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(1)
 MISSING: Final = 2_000
 """So many trades are missing in each history: what comes late does not grow with it."""
+RUNS: Final = 5_000
+"""Earlier runs of dbt that a history remembers, at most."""
 NEW_PERIOD: Final = timedelta(minutes=2)
 """In which 5,000 new trades happen: about the exchange's 43 a second."""
 
@@ -162,6 +164,61 @@ cross join lateral date_bin(interval '300 minutes', bucket_1m, '2000-01-01') as 
 where first between $1::timestamptz and $2::timestamptz - interval '300 minutes'
 group by product_id, first
 """
+# A run a minute before the last one, with its checks, and a connection each: what the page and the
+# summary of checks look through. Of each hundredth run the checks failed.
+_REMEMBER: Final = """
+with last_run as (
+    select * from ops.pipeline_runs order by start_ts desc limit 1
+),
+
+past as (
+    select
+        nth, 'past ' || nth as run_id, last_run.run_id as last_run_id,
+        nth * interval '-1 minute' as ago
+    from last_run
+    cross join generate_series(1, $1) as nth
+),
+
+runs as (
+    insert into ops.pipeline_runs (
+        run_id, pipeline_name, start_ts, end_ts, status, full_refresh, bronze_low, bronze_high,
+        records_processed, models, checks
+    )
+    select
+        past.run_id, pipeline_name, start_ts + ago, end_ts + ago, status, full_refresh, bronze_low,
+        bronze_low, 0, models, checks
+    from past
+    inner join last_run on true
+),
+
+sessions as (
+    insert into bronze.feed_sessions (session_id, source, url, products, started_at, ended_at)
+    select gen_random_uuid(), 'exchange_ws', '', '{}', now() + ago, now() + ago from past
+),
+
+results as (
+    insert into ops.dq_check_results (
+        check_ts, run_id, check_name, check_type, table_name, severity, status, passed, failures,
+        seconds, details
+    )
+    select
+        check_ts + ago, past.run_id, check_name, check_type, table_name, severity,
+        case when nth % 100 = 0 then 'fail' else status end, passed and nth % 100 <> 0, failures,
+        seconds, details
+    from ops.dq_check_results as result
+    inner join past on result.run_id = past.last_run_id
+    returning check_ts, check_name, passed
+)
+
+insert into ops.dq_check_hours as counted (hour, check_name, runs, passed, last_failed_at)
+select
+    date_trunc('hour', check_ts), check_name, count(*), count(*) filter (where passed),
+    max(check_ts) filter (where not passed)
+from results
+group by 1, 2
+on conflict (hour, check_name) do update
+set runs = counted.runs + excluded.runs, passed = counted.passed + excluded.passed
+"""
 
 
 class History:
@@ -201,24 +258,22 @@ class History:
         self.dbt = Models(self.settings, self._folder)
 
     def build(self) -> None:
-        """Build it whole, the exchange's candles included."""
+        """Build it whole, with the exchange's candles of the last day, as if it ran for long."""
         self.dbt("run", "--full-refresh")
 
         async def hear(connection: Connection) -> None:
             await connection.execute(_CANDLES, END - timedelta(1), END)
 
         self.ask(hear)
-        self.settle()
-
-    def settle(self) -> None:
-        """Build what is new, and let the planner know of all rows, as autovacuum would."""
         self.dbt("build")
 
-        async def vacuum(connection: Connection) -> None:
+        async def remember(connection: Connection) -> None:
+            await connection.execute(_REMEMBER, min(self.trades // 100, RUNS))
+            # The planner knows of all rows, as after an autovacuum.
             await connection.execute("vacuum analyze")
             await connection.execute("checkpoint")
 
-        self.ask(vacuum)
+        self.ask(remember)
 
     def receive_new(self, trades: int, late: int) -> None:
         """Append so many trades to bronze, of which so many were missing until now."""

@@ -64,7 +64,7 @@ def main() -> None:
         databases = [*(history.settings for history in built), run_whole(server)]
         sections.append(storage.section(longest, databases))
         # Last, for it makes the tables and their indexes anew.
-        sections.append(rebuild.section(longest, folder, 1 if full else ROUNDS))
+        sections.append(rebuild.section(longest, folder, 1 if full else 3))
         sections.append(machine(server, load_before))
     print("\n\n".join(sections))
 
