@@ -52,7 +52,11 @@ from warehouse.settings import ConnectionInfo, Role, WarehouseSettings
 BATCH: Final = 5_000
 """Rows per COPY of the plain loop: as many as the ingester's."""
 PRODUCTS_PER_CONNECTION: Final = 50
-POLL_SECONDS: Final = 0.2
+OURS: Final = "`medallion ingest`"
+LEAST_TRADES: Final = 10_000
+"""However short: CPU is told in steps of 10 ms."""
+POLL_SECONDS: Final = 0.05
+PATIENCE_SECONDS: Final = 60
 _SPAWN: Final = multiprocessing.get_context("spawn")
 _SERIALS: Final = count()
 
@@ -119,11 +123,24 @@ def measure(client: Client, products: Sequence[str], sizes: Sizes, postgres: int
         client.start(exchange.url, products) as pid,
     ):
         exchange.begin(len(_parts(products)))
+        wait_for(rows, 1)
         time.sleep(sizes.warm_up)
         before = look()
         time.sleep(sizes.seconds)
+        wait_for(rows, before[0] + LEAST_TRADES)
         trades, seconds, own, server = (b - a for a, b in zip(before, look(), strict=True))
     return Measured(trades / seconds, own / trades * 100_000, server / trades * 100_000)
+
+
+def wait_for(rows: Rows, trades: int) -> None:
+    """Wait until so many trades have come, as long as some come."""
+    came, since = -1, 0.0
+    while (now := rows()) < trades:
+        if now > came:
+            came, since = now, time.monotonic()
+        elif time.monotonic() - since > PATIENCE_SECONDS:
+            raise SystemExit(f"After {came:,} trades none came for {PATIENCE_SECONDS} s.")
+        time.sleep(POLL_SECONDS)
 
 
 @contextmanager
@@ -300,8 +317,8 @@ def _parts(products: Sequence[str]) -> list[Sequence[str]]:
     return [products[at : at + size] for at in range(0, len(products), size)]
 
 
-def memory(settings: WarehouseSettings, sizes: Sizes) -> tuple[int, int]:
-    """Return what the ingester holds in memory after few trades and after many, in bytes."""
+def memory(settings: WarehouseSettings, sizes: Sizes) -> str:
+    """Tell what the ingester holds in memory after few trades and after many."""
     client = ingester(settings)
     products = _products(PRODUCTS_PER_CONNECTION)
     with (
@@ -312,41 +329,37 @@ def memory(settings: WarehouseSettings, sizes: Sizes) -> tuple[int, int]:
         exchange.begin(1)
         held = []
         for trades in (sizes.memory_from, sizes.memory_to):
-            while rows() < trades:
-                time.sleep(POLL_SECONDS)
+            wait_for(rows, trades)
             held.append(resident_bytes(pid))
             tell(f"{trades:,} trades, {held[-1] / 2**20:,.0f} MiB")
-    return held[0], held[1]
+    before, after = held
+    return (
+        f"Memory of {OURS} (RSS) after {sizes.memory_from:,} trades: {before / 2**20:.0f} MiB; "
+        f"after {sizes.memory_to:,}: {after / 2**20:.0f} MiB ({after / before - 1:+.1%})."
+    )
 
 
 def section(settings: WarehouseSettings, sizes: Sizes, checkout: Reference | None) -> str:
     """Measure all of it, and return what docs/performance.md says of it."""
     load_before, postgres = load(), postgres_pid(settings)
-    one = {
-        "`medallion ingest`": ingester(settings),
-        "plain loop": plain_loop(settings),
-        **({"reference": reference(checkout)} if checkout else {}),
-        "receiving alone": receiver(),
-    }
-    several = {name: one[name] for name in ("`medallion ingest`", "plain loop")}
+    ours, plain = {OURS: ingester(settings)}, {"plain loop": plain_loop(settings)}
+    others = {"reference": reference(checkout)} if checkout else {}
+    one, many = PRODUCTS_PER_CONNECTION, 10 * PRODUCTS_PER_CONNECTION
+    all_clients = ours | plain | others | {"receiving alone": receiver()}
     parts = [
-        _compared(one, PRODUCTS_PER_CONNECTION, sizes, postgres),
-        _compared(several, 10 * PRODUCTS_PER_CONNECTION, sizes, postgres),
+        compared(all_clients, one, sizes, postgres),
+        compared(ours | plain, many, sizes, postgres),
+        memory(settings, sizes),
+        f"{sizes.rounds} rounds of {sizes.seconds:g} s each; median, and the least and the most. "
+        + machine(settings, load_before),
     ]
-    before, after = memory(settings, sizes)
-    parts.append(
-        f"Memory of `medallion ingest` after {sizes.memory_from:,} trades: "
-        f"{before / 2**20:,.0f} MiB; after {sizes.memory_to:,}: {after / 2**20:,.0f} MiB "
-        f"({after / before - 1:+.1%})."
-    )
     if not checkout:
         parts.append(ABSENT)
-    parts.append(machine(settings, load_before))
     return "\n\n".join(parts)
 
 
-def _compared(clients: Mapping[str, Client], products: int, sizes: Sizes, postgres: int) -> str:
-    """Return the table of clients that read so many products."""
+def compared(clients: Mapping[str, Client], products: int, sizes: Sizes, postgres: int) -> str:
+    """Return the table of clients that read so many products; the others stand behind ours."""
 
     def measured_once(client: Client) -> Measured:
         return measure(client, _products(products), sizes, postgres)
@@ -357,31 +370,26 @@ def _compared(clients: Mapping[str, Client], products: int, sizes: Sizes, postgr
     ours, *_ = measured.values()
     rows = []
     for name, theirs in measured.items():
+        row = [
+            name,
+            middle([its.trades_per_second for its in theirs]),
+            middle([its.client_cpu for its in theirs], ".2f"),
+            middle([its.server_cpu for its in theirs], ".2f"),
+        ]
         pairs = list(zip(ours, theirs, strict=True))
         faster = [our.trades_per_second / its.trades_per_second for our, its in pairs]
-        rows.append(
-            [
-                name,
-                middle([its.trades_per_second for its in theirs]),
-                middle([its.client_cpu for its in theirs], ".2f"),
-                middle([its.server_cpu for its in theirs], ".2f"),
-                middle(faster, ".2f"),
-                middle([our.client_cpu / its.client_cpu for our, its in pairs], ".2f"),
-            ]
-        )
-    title = (
-        f"{products} products over {-(-products // PRODUCTS_PER_CONNECTION)} connections, "
-        f"{sizes.rounds} rounds of {sizes.seconds:g} s each:"
-    )
+        dearer = [our.client_cpu / its.client_cpu for our, its in pairs]
+        row += ["", ""] if theirs is ours else [middle(faster, ".2f"), middle(dearer, ".2f")]
+        rows.append(row)
     columns = [
-        "",
+        f"{products} products, connections: {len(_parts(_products(products)))}",
         "trades/s",
         "its CPU s per 100,000",
         "PostgreSQL's",
-        "ours against it: trades/s",
-        "CPU s",
+        "our trades/s : its",
+        "our CPU : its",
     ]
-    return f"{title}\n\n{table(columns, rows)}"
+    return table(columns, rows)
 
 
 def main() -> None:
