@@ -63,10 +63,10 @@ def section(histories: Sequence[History], rounds: int, new: int = NEW) -> str:
     return (
         "### Increment\n\n"
         f"{new:,} new trades on histories of {DAYS} days and {PRODUCTS} products: the whole of "
-        "`dbt build`, 21 models and the checks of what is new, in a dbt that is kept. Late trades "
+        "`dbt build`, models and checks of what is new, in a dbt that is kept. Late trades "
         f"are spread over the {DAYS} days, each in a minute of its own, and come by REST; in each "
         f"history {MISSING:,} are missing at first. Medians of {rounds} rounds, to and fro over "
-        "the databases of one server, and between which ends they lie:\n\n"
+        "the databases of one server without autovacuum, and between which ends they lie:\n\n"
         + table(
             ["trades of history", "late of the new", "CPU s of the database", "s by the clock"],
             rows,

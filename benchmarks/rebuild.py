@@ -158,7 +158,7 @@ def section(history: History, folder: Path, rounds: int) -> str:
     measured = interleaved(rounds, contenders)
     compare(history, parquet)
     names = {
-        "medallion": "`dbt run --full-refresh`: silver and gold, 21 models",
+        "medallion": "`dbt run --full-refresh`: silver and gold",
         "reference": "the SQL of the reference: silver, candles of 1m and 1h, KPIs, movers",
         "floor": f"DuckDB, {THREADS} threads, from Parquet: trades and candles of all lengths",
     }
