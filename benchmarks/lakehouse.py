@@ -8,6 +8,7 @@ DuckDB, bytes per trade, the use of each index, and each query that page and BI 
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,8 @@ from typing import Final
 from benchmarks import increment, reads, rebuild, storage
 from benchmarks.history import Connection, History
 from benchmarks.measure import environment, load, machine, options, tell, warehouse
-from warehouse.settings import WarehouseSettings
+from orchestration.candles import due_candles
+from warehouse.settings import Role, WarehouseSettings
 
 SHORT: Final = (10_000, 100_000, 500_000)
 FULL: Final = (100_000, 1_000_000, 10_000_000)
@@ -68,6 +70,8 @@ def main() -> None:
             reads.section(longest, ROUNDS),
         ]
         built[0].dbt("build", "--selector", "full")
+        # What is asked hourly.
+        asyncio.run(due_candles(longest.settings.connection(Role.TRANSFORM)))
         databases = [*(history.settings for history in built), run_whole(server)]
         sections.append(storage.section(longest, databases))
         # Last, for it makes the tables and their indexes anew.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from dbt.cli.main import dbtRunner
 
 from medallion.dbt import DBT_PROJECT, install_packages, packages_are_installed
+from orchestration.project import connected
 from warehouse.settings import Role, WarehouseSettings
 
 
@@ -23,13 +23,13 @@ class Models:
     def __init__(self, settings: WarehouseSettings, target: Path) -> None:
         if not packages_are_installed():
             install_packages()
-        self._environment = settings.connection(Role.TRANSFORM).environment()
+        self._connection = settings.connection(Role.TRANSFORM)
         self._options = [
             *("--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)),
             *("--target-path", str(target), "--log-level-file", "none"),
         ]
-        os.environ.update(self._environment)
-        parsed = dbtRunner().invoke(["--quiet", "parse", *self._options])
+        with connected(self._connection):
+            parsed = dbtRunner().invoke(["--quiet", "parse", *self._options])
         self._runner = dbtRunner(manifest=parsed.result)  # type: ignore[arg-type]
 
     def __call__(self, *arguments: str) -> None:
@@ -39,7 +39,7 @@ class Models:
             SystemExit: it failed, and said why.
 
         """
-        os.environ.update(self._environment)
-        done = self._runner.invoke(["--quiet", *arguments, *self._options])
+        with connected(self._connection):
+            done = self._runner.invoke(["--quiet", *arguments, *self._options])
         if not done.success:
             raise SystemExit("dbt failed; it said why above.")

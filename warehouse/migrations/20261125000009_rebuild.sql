@@ -31,7 +31,11 @@ comment on function bronze.trades_in_frame is
 revoke execute on function bronze.trades_in_frame from public;
 grant execute on function bronze.trades_in_frame to medallion_transform, medallion_reader;
 
+-- No query uses it: what the exchange was asked for is read whole.
+drop index bronze.coinbase_candles_raw_product_id_granularity_idx;
+
 reset role;
 
 -- migrate:down
+create index on bronze.coinbase_candles_raw (product_id, granularity);
 drop function bronze.trades_in_frame;
