@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test faults lint audit format documents clean
+.PHONY: demo test faults bench lint audit format documents clean
 
 demo: $(VENV)/installed
 	$(BIN)/medallion demo
@@ -14,6 +14,10 @@ test: $(VENV)/installed lint
 
 faults: $(VENV)/installed
 	$(BIN)/pytest tests/faults --long
+
+# FULL=1 for the large sizes, which takes hours; REFERENCE=folder to compare with a checkout there.
+bench: $(VENV)/installed
+	REFERENCE="$(REFERENCE)" $(BIN)/python -m benchmarks $(if $(FULL),--full)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What a cluster gives and costs: COPY, an increment and a rebuild, on plain PostgreSQL and Citus.
 
-    PGHOST=… PGPASSWORD=… .venv/bin/python benchmarks/citus.py --trades 5000000
+    PGHOST=… PGPASSWORD=… .venv/bin/python -m benchmarks.citus --trades 5000000
 
 PGHOST names a coordinator, PGDATABASE an empty database there with Citus and its workers
 (docs/scaling.md). Plain is a new embedded server in a temporary folder. Both get the same trades.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import tempfile
 import time
 import uuid
@@ -20,10 +19,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from dbt.cli.main import dbtRunner
-
+from benchmarks.models import Models
 from ingestion.bronze import TRADE_COLUMNS, TradeRow, open_bronze
-from medallion.dbt import DBT_PROJECT, install_packages, packages_are_installed
 from warehouse.embedded import EmbeddedServer
 from warehouse.migrate import migrate
 from warehouse.settings import Role, WarehouseSettings
@@ -75,25 +72,11 @@ async def copy(settings: WarehouseSettings, first: int, trades: int, all_trades:
     return seconds
 
 
-class Models:
-    """dbt, kept in this process, so that its start-up does not count."""
-
-    def __init__(self, settings: WarehouseSettings, target: Path) -> None:
-        os.environ.update(settings.connection(Role.TRANSFORM).environment())
-        self._options = [
-            *("--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)),
-            *("--target-path", str(target), "--log-level-file", "none"),
-        ]
-        parsed = dbtRunner().invoke(["--quiet", "parse", *self._options])
-        self._runner = dbtRunner(manifest=parsed.result)  # type: ignore[arg-type]
-
-    def run(self, *arguments: str) -> float:
-        """Build every model, without its checks, and return the seconds."""
-        began = time.monotonic()
-        done = self._runner.invoke(["--quiet", "run", *arguments, *self._options])
-        if not done.success:
-            raise SystemExit("dbt failed; it said why above.")
-        return time.monotonic() - began
+def seconds(models: Models, *arguments: str) -> float:
+    """Build every model, without its checks, and return how long it took."""
+    began = time.monotonic()
+    models(*arguments)
+    return time.monotonic() - began
 
 
 def measure(name: str, settings: WarehouseSettings, trades: int, folder: Path) -> str:
@@ -102,10 +85,10 @@ def measure(name: str, settings: WarehouseSettings, trades: int, folder: Path) -
     all_trades = trades + INCREMENT
     copied = asyncio.run(copy(settings, 0, trades, all_trades))
     models = Models(settings, folder / name)
-    models.run()
+    seconds(models, "run")
     asyncio.run(copy(settings, trades, INCREMENT, all_trades))
-    increment = models.run()
-    rebuild = models.run("--full-refresh")
+    increment = seconds(models, "run")
+    rebuild = seconds(models, "run", "--full-refresh")
     return f"| {name} | {trades / copied:,.0f} | {increment:.1f} | {rebuild:.1f} |"
 
 
@@ -117,12 +100,13 @@ def main() -> None:
     settings = WarehouseSettings()
     if settings.embedded:
         raise SystemExit("Set PGHOST to a coordinator of Citus: plain PostgreSQL comes by itself.")
-    if not packages_are_installed():
-        install_packages()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         plain = WarehouseSettings(
-            _env_file=None, pghost=None, pgport=None, medallion_home=folder / "home"
+            _env_file=None,  # type: ignore[call-arg]  # Known to pydantic-settings alone.
+            pghost=None,
+            pgport=None,
+            medallion_home=folder / "home",
         )
         server = EmbeddedServer.of(plain)
         server.start()

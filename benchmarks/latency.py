@@ -1,6 +1,6 @@
 """How long a trade takes to its candle: a feed, the ingester, and the continuous transform.
 
-    .venv/bin/python benchmarks/latency.py
+    .venv/bin/python -m benchmarks.latency [--full]
 
 An exchange of its own sends trades that happen now, at an even rate. A trade has arrived when the
 candle of its minute, as a BI tool reads it, has its id. All of it runs on this machine, with a new
@@ -9,34 +9,31 @@ embedded server in a temporary folder.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from warehouse.embedded import EmbeddedServer
-from warehouse.migrate import migrate
+from benchmarks.measure import environment, load, machine, options, running, table, tell, warehouse
 from warehouse.settings import Role, WarehouseSettings
 
 PRODUCTS: Final = [f"COIN{number}-USD" for number in range(10)]
+RATE: Final = 500
+"""Trades per second."""
 TICK_SECONDS: Final = 0.01
 POLL_SECONDS: Final = 0.05
 # Until both processes are up, and the tables there.
 WARM_UP_SECONDS: Final = 30
+SHORT: Final = (("5s", 20),)
+"""What `medallion transform` is told by --every, and for how many seconds trades are measured."""
+FULL: Final = (("5s", 90), ("3s", 90), ("2s", 90))
 ARRIVED: Final = """
 select product_id, max(last_trade_id) as trade_id from gold.ohlc_1m
 where bucket_1m >= $1
@@ -90,18 +87,22 @@ class Feed:
         return await serve(self._send, "127.0.0.1", 0)
 
 
-async def measure(settings: WarehouseSettings, rate: float, every: str, seconds: float) -> None:
-    """Let the trades of so many seconds arrive, and tell how long they took."""
-    feed = Feed(rate)
+async def measure(settings: WarehouseSettings, every: str, seconds: float) -> list[str]:
+    """Let the trades of so many seconds arrive, and return a row that tells how long they took."""
+    feed = Feed(RATE)
     server = await feed.open()
     port = server.sockets[0].getsockname()[1]
-    environment = {
+    variables = environment(settings) | {
+        "COINBASE_FEED": "exchange",
         "COINBASE_WS_URL": f"ws://127.0.0.1:{port}",
         "COINBASE_PRODUCTS": ",".join(PRODUCTS),
-        "SPOOL_DIR": str(settings.medallion_home / "spool"),
     }
+    medallion = [sys.executable, "-m", "medallion"]
     latencies: list[float] = []
-    with running("transform", "--every", every), running("ingest", **environment):
+    with (
+        running([*medallion, "transform", "--every", every], **variables),
+        running([*medallion, "ingest"], **variables),
+    ):
         await asyncio.sleep(WARM_UP_SECONDS)
         # What happened before is no part of it: it waited for the start.
         since = time.time()
@@ -120,7 +121,10 @@ async def measure(settings: WarehouseSettings, rate: float, every: str, seconds:
             await asyncio.sleep(POLL_SECONDS)
         await reader.close()
     server.close()
-    tell(latencies, rate, every, seconds)
+    latencies.sort()
+    quantiles = [latencies[int(share * (len(latencies) - 1))] for share in (0.5, 0.95, 0.99, 1)]
+    trades = f"{len(latencies):,} in {seconds:g} s"
+    return [f"`{every}`", trades, *(f"{value:.1f} s" for value in quantiles), f"{load():.1f}"]
 
 
 def waiting_before(feed: Feed, until: float) -> bool:
@@ -130,52 +134,19 @@ def waiting_before(feed: Feed, until: float) -> bool:
     )
 
 
-def tell(latencies: list[float], rate: float, every: str, seconds: float) -> None:
-    """Print a row of the table in docs/performance.md."""
-    latencies.sort()
-    quantiles = {f"{q:.0%}": latencies[int(q * (len(latencies) - 1))] for q in (0.5, 0.95, 0.99)}
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    print(
-        f"| {rate:g} | {every} | {len(latencies):,} in {seconds:g} s | "
-        + " | ".join(f"{value:.1f} s" for value in quantiles.values())
-        + f" | {latencies[-1]:.1f} s | {load:.1f} |"
-    )
-
-
-@contextmanager
-def running(*command: str, **environment: str) -> Iterator[None]:
-    """Run a command of medallion while the context lasts."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "medallion", *command],
-        env={**os.environ, **environment},
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        try:
-            yield
-            if process.poll() is not None:
-                sys.exit(f"medallion {' '.join(command)} ended with {process.returncode}.")
-        finally:
-            process.terminate()
-
-
 def main() -> None:
-    """Measure once."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--rate", type=float, default=500, help="trades per second")
-    parser.add_argument("--every", default="5s", help="as of medallion transform")
-    parser.add_argument("--seconds", type=float, default=120, help="how long to measure")
-    chosen = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="medallion-"))
-    os.environ["MEDALLION_HOME"] = str(home)
-    settings = WarehouseSettings()
-    embedded = EmbeddedServer.of(settings)
-    embedded.start()
-    try:
-        asyncio.run(migrate(settings))
-        asyncio.run(measure(settings, chosen.rate, chosen.every, chosen.seconds))
-    finally:
-        embedded.stop()
-        shutil.rmtree(home)
+    """Measure on a server of its own, each pace on a new one."""
+    paces = FULL if options(__doc__).parse_args().full else SHORT
+    load_before = load()
+    rows = []
+    for every, seconds in paces:
+        with warehouse() as settings:
+            rows.append(asyncio.run(measure(settings, every, seconds)))
+            told = machine(settings, load_before)
+        tell(" ".join(rows[-1]))
+    within = [f"{share} within" for share in ("half", "95 %", "99 %", "all")]
+    print(table(["`--every`", f"trades, {RATE} a second", *within, "load"], rows))
+    print(f"\n{told}")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,12 @@ REJECTED_ROWS: Final = 100
 """Rejected frames per COPY. They are few, and large ones are more likely among them."""
 GROUP_BATCHES: Final = 4
 """So many batches may wait for the disk, before the socket has to."""
+AHEAD_BATCHES: Final = 4
+"""So many batches may wait for a database that takes them, before the socket has to. What is read
+faster than it is written would keep the event loop from writing, and fill the memory."""
+AHEAD_SECONDS: Final = 1.0
+"""So long the socket waits for a database that takes nothing, before memory is used up to its
+bound. An exchange disconnects who reads too slowly (FEED.md), but not that soon."""
 FULL_RETRY_SECONDS: Final = 1.0
 """How often a spool that is full is tried again."""
 SESSION_SECONDS: Final = 1.0
@@ -236,8 +242,13 @@ class BronzeWriter:
         self._sessions: dict[UUID, FeedSession] = {}
         self._saved_sessions: dict[UUID, _Saved] = {}
 
-        self._room = max_buffered
+        self._ahead = AHEAD_BATCHES * batch_size
+        # Whether the database takes what comes, and whether the socket waits for it therefore.
+        self._keeps_pace = True
+        self._is_paced = False
+        self._room = 0
         self._has_room = asyncio.Event()
+        self._update_room()
         self._wake = asyncio.Event()
         self._spill_due = asyncio.Event()
         self._finishing = False
@@ -322,6 +333,13 @@ class BronzeWriter:
 
     async def room(self) -> None:
         """Wait until there is room for another frame, or none can be kept."""
+        if self._is_paced:
+            self._has_room.clear()
+            try:
+                async with asyncio.timeout(AHEAD_SECONDS):
+                    await self._has_room.wait()
+            except TimeoutError:
+                self._lose_pace()
         while self._is_spilling and self.keeps and len(self._group) >= self._room:
             self._spill_due.set()
             self._has_room.clear()
@@ -434,6 +452,7 @@ class BronzeWriter:
         """Log why bronze took nothing and wait, longer each time."""
         if self._away_since is None:
             self._away_since = time.monotonic()
+            self._lose_pace()
         # Half fixed, half random: a restarted database is not met by all its writers at once.
         delay = self._retry_seconds * random.uniform(0.5, 1)  # noqa: S311  (no secret)
         self._retry_seconds = min(self._retry_seconds * 2, LONGEST_RETRY_SECONDS)
@@ -490,6 +509,8 @@ class BronzeWriter:
             self._batch_is_spooled = False
         self.done += self._batch_frames
         self._batch_frames = 0
+        self._keeps_pace = self._keeps_pace or len(self._rows) < self._ahead
+        self._update_room()
         for session_id in [found for found in self._sessions if self._is_due(found)]:
             await self._save_session(connection, self._sessions[session_id])
 
@@ -609,19 +630,28 @@ class BronzeWriter:
     def _update_room(self) -> None:
         if self._is_spilling:
             self._room = GROUP_BATCHES * self._batch_size - len(self._writing)
+            self._is_paced = False
         else:
             on_the_way = sum(map(len, self._chunks)) + len(self._rejected)
             self._room = self._max_buffered - on_the_way
+            self._is_paced = self._keeps_pace and self._ahead < self._room
+            if self._is_paced:
+                self._room = self._ahead
         if len(self._incoming) < self._room:
             self._has_room.set()
+
+    def _lose_pace(self) -> None:
+        """Use memory up to its bound, until the database has caught up."""
+        self._keeps_pace = False
+        self._update_room()
 
     @property
     def _is_spilling(self) -> bool:
         return self._incoming is self._group
 
     def _has_more_room(self) -> bool:
-        """Let the spool take what memory can't; what comes faster than the disk has to wait."""
-        if self._is_spilling:
+        """Let the spool take what memory can't; what comes faster than it is written waits."""
+        if self._is_spilling or self._is_paced:
             return False
         log.warning("spilling", buffered=self.buffered)
         self._begin_spilling()

@@ -90,6 +90,7 @@ class Sink:
         self._gaps = gaps
         self._on_dropped = on_dropped
         self._session: FeedSession
+        self._received_at: datetime
         self._types_logged: set[str] = set()
         self._matches = self._last_matches = self._market_trades = 0
         self._other_frames: Counter[str] = Counter()
@@ -123,6 +124,11 @@ class Sink:
         self._session.ended_at = datetime.now(UTC)
         self._session.end_reason = reason
         self._writer.track(self._session)
+
+    def arrived(self) -> None:
+        """Note when the frames that follow came."""
+        self.last_frame_at = time.monotonic()
+        self._received_at = datetime.now(UTC)
 
     def match(self, frame: bytes, message: Message) -> bool:
         """Follow the trade id and buffer the frame."""
@@ -164,7 +170,7 @@ class Sink:
         if not self._intake.keeps():
             return True
         return self._writer.put_rejected(
-            RejectedRow(datetime.now(UTC), self._source, self._session.session_id, frame, error)
+            RejectedRow(self._received_at, self._source, self._session.session_id, frame, error)
         )
 
     def heartbeat(self, message: Message) -> None:
@@ -198,17 +204,15 @@ class Sink:
         await self._writer.room()
 
     def _put(self, channel: str, product_id: str | None, frame: bytes, trades: int) -> bool:
-        self.last_frame_at = time.monotonic()
         session = self._session
         session.trade_frames += 1
         session.trades += trades
         if not self._intake.keeps():
             return True
         return self._writer.put(
-            (datetime.now(UTC), self._source, channel, session.session_id, product_id, frame)
+            (self._received_at, self._source, channel, session.session_id, product_id, frame)
         )
 
     def _count(self, kind: str) -> None:
-        self.last_frame_at = time.monotonic()
         self._session.other_frames += 1
         self._other_frames[kind] += 1

@@ -81,23 +81,37 @@ with parts as not materialized (
     select * from {{ parts }}
 ),
 
-touched_buckets as (
-    select distinct
-        product_id,
-        {{ bucket_start(part_bucket, interval) }} as {{ bucket }}
-    from parts
-    where {{ is_touched('bronze_id', part_bucket) }}
-),
+{% if is_incremental() -%}
+    touched_buckets as (
+        select distinct
+            product_id,
+            {{ bucket_start(part_bucket, interval) }} as {{ bucket }}
+        from parts
+        where {{ is_touched('bronze_id', part_bucket) }}
+    ),
 
--- Joined by equality: a range join is slow on one machine and far slower on a distributed table.
-touched_parts as (
-    select
-        product_id,
-        {{ bucket }},
-        {{ bucket }} + part * interval '{{ part_interval }}' as {{ part_bucket }}
-    from touched_buckets
-    cross join {{ each_part(interval, part_interval) }} as part
-),
+    -- Joined by equality: a range join is slow on one machine and far slower on a distributed table.
+    touched_parts as (
+        select
+            parts.*,
+            touched_buckets.{{ bucket }}
+        from touched_buckets
+        cross join {{ each_part(interval, part_interval) }} as part
+        inner join parts
+            on
+                touched_buckets.product_id = parts.product_id
+                and touched_buckets.{{ bucket }} + part * interval '{{ part_interval }}'
+                = parts.{{ part_bucket }}
+    ),
+{%- else -%}
+    touched_parts as (
+        select
+            *,
+            {{ bucket_start(part_bucket, interval) }} as {{ bucket }}
+        from parts
+        where {{ in_window('bronze_id') }}
+    ),
+{%- endif %}
 
 candles as (
     select
@@ -116,8 +130,7 @@ candles as (
         max(last_trade_id) as last_trade_id,
         sum(repaired_count)::bigint as repaired_count,
         max(bronze_id) as bronze_id
-    from parts
-    inner join touched_parts using (product_id, {{ part_bucket }})
+    from touched_parts
     group by product_id, {{ bucket }}
 )
 

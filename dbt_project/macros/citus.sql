@@ -17,8 +17,10 @@
    none comes to the coordinator. A snapshot is small, and changes while it is read: it stays a table
    of the coordinator. #}
 {% macro postgres__create_table_as(temporary, relation, sql) -%}
-    {%- if not is_citus() or model.resource_type == 'snapshot' -%}
+    {%- if not is_citus() and temporary or model.resource_type == 'snapshot' -%}
         {{ dbt.postgres__create_table_as(temporary, relation, sql) }}
+    {%- elif not is_citus() -%}
+        {{ filled_table(relation, sql) }}
     {%- elif temporary -%}
         {%- if config.get('contract').enforced -%}
             {%- do get_assert_columns_equivalent(sql) -%}

@@ -28,7 +28,13 @@
     case
         when
             length({{ column }}) <= 40
-            and {{ column }} ~ '^[0-9][0-9][0-9][0-9]+-[0-9-]+T[0-9:.]+(Z|[+-][0-9:]+)$'
+            and {{ column }} like '%____-__-__T__:%'
+            -- With its zone.
+            and (
+                {{ column }} like '%Z'
+                or {{ column }} like '%T%+%'
+                or {{ column }} like '%T%-%'
+            )
             then case when bronze.is_timestamp({{ column }}) then {{ column }}::timestamptz end
     end
 {%- endmacro %}

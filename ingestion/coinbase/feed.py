@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import ClassVar, Final, Protocol
 
 import structlog
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidProxy,
@@ -19,6 +19,7 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
+from ingestion.coinbase.connection import MAX_FRAME_BYTES, BurstConnection
 from ingestion.coinbase.wire import (
     MARKET_TRADES_CHANNEL,
     Action,
@@ -39,12 +40,6 @@ from ingestion.errors import FatalFeedError
 
 log = structlog.get_logger(__name__)
 
-MAX_FRAME_BYTES: Final = 16 * 2**20
-"""Frames are under 300 bytes, a snapshot under 20 KB (FEED.md); 16 MiB lets anything odd through to
-bronze, and still keeps one frame from filling the memory."""
-MAX_QUEUED_FRAMES: Final = 4096
-"""One read of a busy socket (256 KiB) brings 900 frames: with fewer places, each read would stop
-and restart the socket."""
 OPEN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 2.0
 FIRST_RETRY_SECONDS: Final = 0.5
@@ -64,6 +59,9 @@ class FrameSink(Protocol):
 
     def closed(self, reason: str) -> None:
         """End the connection."""
+
+    def arrived(self) -> None:
+        """Note the time: the frames that are handed on next have come just now, together."""
 
     def match(self, frame: bytes, message: Message) -> bool:
         """Take a match or last_match; return whether there is room for another frame."""
@@ -124,7 +122,7 @@ class Feed(ABC):
         self._silence_seconds = silence_seconds
         self._sink = sink
         self._jitter = jitter
-        self._websocket: ClientConnection | None = None
+        self._websocket: BurstConnection | None = None
         self._was_subscribed = False
         self._refused: dict[str, str] = {}
 
@@ -230,11 +228,13 @@ class Feed(ABC):
             self._url,
             compression=None,
             max_size=MAX_FRAME_BYTES,
-            max_queue=MAX_QUEUED_FRAMES,
             open_timeout=OPEN_SECONDS,
             close_timeout=CLOSE_SECONDS,
             ping_interval=None,
+            create_connection=BurstConnection,
         )
+        # As its factory makes it, which its type does not tell.
+        assert isinstance(websocket, BurstConnection)  # noqa: S101
         reason = "stopped"
         self._websocket = websocket
         self._sink.opened(self._url, self.products)
@@ -252,7 +252,7 @@ class Feed(ABC):
             self._sink.closed(reason)
             await websocket.close()
 
-    async def _read(self, websocket: ClientConnection) -> None:
+    async def _read(self, websocket: BurstConnection) -> None:
         """Hand on frames until the connection ends or is silent.
 
         Silence is counted in two halves: for a process that stood still (suspended, or starved) the
@@ -263,31 +263,31 @@ class Feed(ABC):
         log.warning("silent", url=self._url, seconds=self._silence_seconds)
         raise TimeoutError(f"no frame for {self._silence_seconds:g} s")
 
-    async def _read_until_silent(self, websocket: ClientConnection, limit: float) -> bool:
+    async def _read_until_silent(self, websocket: BurstConnection, limit: float) -> bool:
         """Hand on frames until none came for `limit` seconds; return whether any came before.
 
-        While frames are waiting, `recv` returns without giving way to other tasks, so all that one
-        read of the socket brought is taken in one go.
+        All that one read of the socket brought is taken in one go, and has come at one time.
         """
         sink, heard = self._sink, False
         clock = asyncio.get_running_loop().time
-        take, recv = self._take, websocket.recv
+        take = self._take
         try:
             async with asyncio.timeout(limit) as silence:
-                # Moved on some times within the limit, not with each frame: it costs two timers.
+                # Moved on some times within the limit, not each time: it costs two timers.
                 renew_at = clock() + limit / 20
                 while True:
-                    # As bytes: a text frame that is not UTF-8 would else end the connection.
-                    frame = await recv(decode=False)
+                    frames = await websocket.burst()
                     heard = True
-                    try:
-                        has_room = take(frame)
-                    except UnreadableFrameError as error:
-                        has_room = sink.unreadable(frame, str(error))
-                    if not has_room:
-                        silence.reschedule(None)
-                        await sink.room()
-                        renew_at = 0.0
+                    sink.arrived()
+                    for frame in frames:
+                        try:
+                            has_room = take(frame)
+                        except UnreadableFrameError as error:
+                            has_room = sink.unreadable(frame, str(error))
+                        if not has_room:
+                            silence.reschedule(None)
+                            await sink.room()
+                            renew_at = 0.0
                     if clock() >= renew_at:
                         now = clock()
                         silence.reschedule(now + limit)

@@ -65,16 +65,25 @@ async def capturing(database: Any, url: str, **changes: Any) -> AsyncIterator[Ca
         await run
 
 
-def sends(*frames: str | bytes) -> Script:
+def sends(*frames: str | bytes, after: asyncio.Event | None = None) -> Script:
     """Return a script that sends frames as text and then stays."""
 
     async def script(socket: ServerConnection, _number: int) -> None:
         await socket.send(subscriptions("BTC-USD"))
+        if after is not None:
+            await after.wait()
         for frame in frames:
             await socket.send(frame, text=True)
         await stay(socket)
 
     return script
+
+
+async def session_saved(admin: Admin) -> None:
+    """Wait until the session is in the database, which happens at once, with what has come."""
+    async with asyncio.timeout(10):
+        while not await admin.fetchval("select count(*) from bronze.feed_sessions"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def trade_ids(admin: Admin) -> list[int]:
@@ -173,13 +182,16 @@ async def test_a_bad_frame_is_set_aside_alone(database: Any, admin: Admin) -> No
 
 async def test_a_batch_of_bad_frames_is_one_line_in_the_log(database: Any, admin: Admin) -> None:
     frames = ['{"type":"match","x":"\\u0000"}'] * 30 + ["x"] * 120 + [match(1)]
+    saved = asyncio.Event()
     with capture_logs() as logs:
-        async with exchange(sends(*frames)) as server:
+        async with exchange(sends(*frames, after=saved)) as server:
             capture = Capture(
                 settings(server.url, batch_size=1000, flush_interval_seconds=60),
                 lambda: database.connect("medallion_ingest"),
             )
             run = asyncio.create_task(capture.run())
+            await session_saved(admin)
+            saved.set()
             await wait_for(lambda: capture.stats.frames == len(frames) + 1)
             capture.stop()
             await run
@@ -477,12 +489,15 @@ async def test_a_buffer_full_of_rejected_frames_is_saved_at_once(database: Any) 
 
 async def test_stop_saves_what_is_buffered(database: Any, admin: Admin) -> None:
     frames = [match(trade_id) for trade_id in range(1, 31)]
-    async with exchange(sends(*frames)) as server:
+    saved = asyncio.Event()
+    async with exchange(sends(*frames, after=saved)) as server:
         capture = Capture(
             settings(server.url, flush_interval_seconds=60),
             lambda: database.connect("medallion_ingest"),
         )
         run = asyncio.create_task(capture.run())
+        await session_saved(admin)
+        saved.set()
         await wait_for(lambda: capture.stats.trades == 30)
         rows_before = capture.stats.rows
         capture.stop()

@@ -122,6 +122,9 @@ class Sink:
     def closed(self, reason: str) -> None:
         self.ends.append(reason)
 
+    def arrived(self) -> None:
+        pass
+
     def match(self, frame: bytes, message: Message) -> bool:
         self.frames.append(frame)
         return len(self.frames) < self.places

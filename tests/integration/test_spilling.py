@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from ingestion.bronze import BronzeWriter, RejectedRow
+from ingestion.bronze import AHEAD_BATCHES, BronzeWriter, RejectedRow
 from ingestion.capture import Capture
 from ingestion.errors import UnsavedFramesError
 from ingestion.spool import Spool
@@ -360,6 +360,39 @@ async def test_a_stop_with_a_full_disk_tells_how_much_is_lost(
     stats = capture.stats
     assert lost.value.frames == stats.buffered > 0
     assert stats.spooled + stats.not_kept + stats.buffered == 2999
+
+
+async def test_the_socket_waits_for_a_database_that_takes_what_comes(
+    away: Away, tmp_path: Path
+) -> None:
+    most = 0
+    away.is_away = False
+    async with writing(away, tmp_path, max_buffered=1000) as writer:
+        for trade_id in range(1, 1001):
+            await put(writer, trade_id, trade_id)
+            most = max(most, writer.buffered)
+
+    # What may wait, and the batch on its way.
+    assert AHEAD_BATCHES * 10 <= most <= AHEAD_BATCHES * 10 + 10
+
+
+async def test_memory_is_used_while_the_database_takes_nothing(
+    away: Away, admin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingestion.bronze.AHEAD_SECONDS", 0.2)
+    away.is_away = False
+    async with writing(away, tmp_path, max_buffered=1000) as writer:
+        async with admin.transaction():
+            await admin.execute("lock table bronze.coinbase_trades_raw in share mode")
+            async with asyncio.timeout(5):
+                await put(writer, 1, 900)
+            assert (writer.buffered, writer.spooled) == (900, 0)
+        await wait_for(lambda: writer.done == 900)
+        for trade_id in range(901, 1500):
+            await put(writer, trade_id, trade_id)
+            assert writer.buffered <= AHEAD_BATCHES * 10 + 10
+
+    assert await trade_ids(admin) == list(range(1, 1500))
 
 
 async def test_a_crowd_of_frames_waits_for_the_disk_and_no_longer(

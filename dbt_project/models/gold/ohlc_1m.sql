@@ -8,13 +8,15 @@ with trades as not materialized (
     select * from {{ ref('coinbase_trades') }}
 ),
 
-touched_minutes as (
-    select distinct
-        product_id,
-        trade_minute
-    from trades
-    where {{ is_touched('bronze_id', 'trade_minute') }}
-),
+{% if is_incremental() -%}
+    touched_minutes as (
+        select distinct
+            product_id,
+            trade_minute
+        from trades
+        where {{ is_touched('bronze_id', 'trade_minute') }}
+    ),
+{%- endif %}
 
 candles as (
     select
@@ -34,7 +36,11 @@ candles as (
         count(*) filter (where source = 'rest') as repaired_count,
         max(bronze_id) as bronze_id
     from trades
-    inner join touched_minutes using (product_id, trade_minute)
+    {% if is_incremental() -%}
+        inner join touched_minutes using (product_id, trade_minute)
+    {%- else -%}
+        where {{ in_window('bronze_id') }}
+    {%- endif %}
     group by product_id, trade_minute
 )
 

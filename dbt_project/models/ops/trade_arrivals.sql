@@ -1,5 +1,5 @@
 with trades as (
-    select * from {{ ref('stg_coinbase__trades') }}
+    select * from {{ ref('stg_coinbase__trade_fields') }}
 ),
 
 rejected as (

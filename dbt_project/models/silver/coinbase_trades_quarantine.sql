@@ -6,55 +6,73 @@
     indexes=[{'columns': ['product_id', '(' ~ guarded_bigint('trade_id') ~ ')']}],
 ) }}
 
-with trades as (
-    select * from {{ ref('stg_coinbase__trades') }}
+-- Used twice, PostgreSQL would else write out the whole table at every run.
+with trades as not materialized (
+    select * from {{ ref('stg_coinbase__trade_fields') }}
 ),
 
-accepted as (
+-- Likewise.
+accepted as not materialized (
     select * from {{ ref('coinbase_trades') }}
 ),
 
+-- Of frames with one trade each, those that silver did not take.
+unaccepted as (
+    select trades.bronze_id
+    from trades
+    left join accepted
+        on
+            trades.bronze_id = accepted.bronze_id
+            and {{ in_window('accepted.bronze_id') }}
+    where
+        {{ in_window('trades.bronze_id') }}
+        and trades.source <> 'advanced_ws'
+        and accepted.bronze_id is null
+),
+
+-- To judge what silver took would take longest, and that is nearly all. An array: a join would sort
+-- all trades. Citus would gather it from its nodes: there, all are judged.
+suspects as (
+    select * from trades
+    where
+        {{ in_window('trades.bronze_id') }}
+        {% if not is_citus() -%}
+            and (
+                trades.source = 'advanced_ws'
+                or trades.bronze_id = any(array(select bronze_id from unaccepted))
+            )
+        {%- endif %}
+),
+
+{{ judged('suspects') }},
+
 -- A null trade id matches nothing, so a rejected trade is never compared with an accepted one.
-judged as (
+compared as (
     select
-        trades.bronze_id,
-        trades.trade_position,
-        trades.received_at,
-        trades.source,
-        trades.product_id_text as product_id,
-        trades.trade_id_text as trade_id,
-        trades.payload,
+        judged.bronze_id,
+        judged.trade_position,
+        judged.received_at,
+        judged.source,
+        judged.product_id_text as product_id,
+        judged.trade_id_text as trade_id,
+        judged.payload,
         case
             when
-                cardinality(trades.reject_reasons) = 0
+                cardinality(judged.reject_reasons) = 0
                 and (
-                    (trades.price, trades.size, trades.side, trades.trade_time)
+                    (judged.price, judged.size, judged.side, judged.trade_time)
                     is distinct from
                     (accepted.price, accepted.size, accepted.side, accepted.trade_time)
                 )
                 then array['conflicting_duplicate']
-            else trades.reject_reasons
+            else judged.reject_reasons
         end as reject_reasons
-    from trades
+    from judged
     left join accepted
         on
-            trades.product_id = accepted.product_id
-            and trades.trade_id = accepted.trade_id
-    where {{ in_window('trades.bronze_id') }}
-),
-
-quarantined as (
-    select
-        bronze_id,
-        trade_position,
-        received_at,
-        source,
-        product_id,
-        trade_id,
-        reject_reasons,
-        payload
-    from judged
-    where cardinality(reject_reasons) > 0
+            judged.product_id = accepted.product_id
+            and judged.trade_id = accepted.trade_id
 )
 
-select * from quarantined
+select * from compared
+where cardinality(reject_reasons) > 0

@@ -11,9 +11,8 @@ trades as (
         frames.source,
         frames.product_id as frame_product_id,
         frames.payload,
-        fields.*
+        {{ trade_fields('frames.payload', "frames.payload ->> 'product_id'") }}
     from frames
-    {{ trade_fields('frames.payload', "frames.payload ->> 'product_id'") }}
 )
 
 select * from trades

@@ -12,9 +12,8 @@ trades as (
         answers.source,
         answers.product_id as frame_product_id,
         answers.payload,
-        fields.*
+        {{ trade_fields('answers.payload', 'answers.product_id') }}
     from answers
-    {{ trade_fields('answers.payload', 'answers.product_id') }}
 )
 
 select * from trades

@@ -1,56 +1,7 @@
 with trades as (
-    select * from {{ ref('stg_coinbase__exchange_matches') }}
-    union all
-    select * from {{ ref('stg_coinbase__advanced_market_trades') }}
-    union all
-    select * from {{ ref('stg_coinbase__rest_trades') }}
+    select * from {{ ref('stg_coinbase__trade_fields') }}
 ),
 
--- From a row the planner takes an expression apart again wherever its column is used, but not where
--- one makes rows; and Citus pushes a union down through no join.
-typed as (
-    select
-        *,
-        {{ 'frame_product_id' if is_citus() else 'product_id_text' }} as product_id,
-        {{ guarded_bigint('trade_id_text') }} as trade_id,
-        {{ guarded_numeric('price_text') }} as price,
-        {{ guarded_numeric('size_text') }} as size,
-        case when lower(side_text) in ('buy', 'sell') then lower(side_text) end as side,
-        unnest(array[{{ guarded_timestamp('time_text') }}]) as trade_time
-    from trades
-),
-
-judged as (
-    select
-        *,
-        array_remove(array[
-            case
-                when product_id_text is null then 'missing_product_id'
-                when
-                    product_id_text !~ '^[A-Z0-9]+(-[A-Z0-9]+)+$'
-                    -- On Citus it is that of the frame, where the row lies.
-                    or product_id <> product_id_text
-                    then 'invalid_product_id'
-            end,
-            {% for field in ['trade_id', 'price', 'size', 'side'] -%}
-                case
-                    when {{ field }}_text is null then 'missing_{{ field }}'
-                    when {{ field }} is null then 'invalid_{{ field }}'
-                end,
-            {% endfor -%}
-            case
-                when time_text is null then 'missing_time'
-                when trade_time is null then 'invalid_time'
-                -- Older than the exchange, or newer than its arrival by more than any clock is off.
-                when
-                    trade_time < timestamptz '2012-01-01 00:00:00+00'
-                    or trade_time > received_at + interval '1 day'
-                    then 'implausible_time'
-            end,
-            case when price <= 0 then 'non_positive_price' end,
-            case when size <= 0 then 'non_positive_size' end
-        ], null) as reject_reasons
-    from typed
-)
+{{ judged('trades') }}
 
 select * from judged

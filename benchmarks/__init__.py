@@ -1,0 +1,1 @@
+"""Measures what docs/performance.md and docs/scaling.md tell: each module prints its section."""
