@@ -18,10 +18,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
+import asyncpg
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from benchmarks.measure import environment, load, machine, options, running, table, tell, warehouse
+from ingestion.bronze import Connection
 from warehouse.settings import Role, WarehouseSettings
 
 PRODUCTS: Final = [f"COIN{number}-USD" for number in range(10)]
@@ -29,8 +31,8 @@ RATE: Final = 500
 """Trades per second."""
 TICK_SECONDS: Final = 0.01
 POLL_SECONDS: Final = 0.05
-# Until both processes are up, and the tables there.
-WARM_UP_SECONDS: Final = 30
+START_SECONDS: Final = 300
+"""How long the processes may take to start, until trades are in candles."""
 SHORT: Final = (("5s", 20),)
 """What `medallion transform` is told by --every, and for how many seconds trades are measured."""
 FULL: Final = (("5s", 90), ("3s", 90), ("2s", 90))
@@ -103,16 +105,17 @@ async def measure(settings: WarehouseSettings, every: str, seconds: float) -> li
         running([*medallion, "transform", "--every", every], **variables),
         running([*medallion, "ingest"], **variables),
     ):
-        await asyncio.sleep(WARM_UP_SECONDS)
+        began = datetime.now(UTC).replace(second=0, microsecond=0)
+        reader = await settings.connection(Role.READER).connect()
+        async with asyncio.timeout(START_SECONDS):
+            while not await arrived(reader, began):  # noqa: ASYNC110  (rows, not events)
+                await asyncio.sleep(1)
         # What happened before is no part of it: it waited for the start.
         since = time.time()
         until = since + seconds
-        reader = await settings.connection(Role.READER).connect()
         # To the last: those that are quick would else count for more.
         while waiting_before(feed, until):
-            for product_id, trade_id in await reader.fetch(
-                ARRIVED, datetime.fromtimestamp(since - WARM_UP_SECONDS - 60, UTC)
-            ):
+            for product_id, trade_id in await arrived(reader, began):
                 now, waiting = time.time(), feed.sent[product_id]
                 while waiting and waiting[0][0] <= trade_id:
                     happened_at = waiting.popleft()[1]
@@ -125,6 +128,13 @@ async def measure(settings: WarehouseSettings, every: str, seconds: float) -> li
     quantiles = [latencies[int(share * (len(latencies) - 1))] for share in (0.5, 0.95, 0.99, 1)]
     trades = f"{len(latencies):,} in {seconds:g} s"
     return [f"`{every}`", trades, *(f"{value:.1f} s" for value in quantiles), f"{load():.1f}"]
+
+
+async def arrived(reader: Connection, since: datetime) -> list[asyncpg.Record]:
+    """Return the newest trade in the candles of each product; none before there is a table."""
+    if await reader.fetchval("select to_regclass('gold.ohlc_1m')") is None:
+        return []
+    return await reader.fetch(ARRIVED, since)
 
 
 def waiting_before(feed: Feed, until: float) -> bool:

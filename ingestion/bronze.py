@@ -511,8 +511,9 @@ class BronzeWriter:
         self._batch_frames = 0
         self._keeps_pace = self._keeps_pace or len(self._rows) < self._ahead
         self._update_room()
-        for session_id in [found for found in self._sessions if self._is_due(found)]:
-            await self._save_session(connection, self._sessions[session_id])
+        due = [session for found, session in self._sessions.items() if self._is_due(found)]
+        if due:
+            await self._save_sessions(connection, due)
 
     async def _take_batch(self) -> None:
         """Take the oldest frames: they are in memory, then in the spool, then in the group."""
@@ -585,26 +586,30 @@ class BronzeWriter:
             return True
         return saved.frames != session.frames and time.monotonic() - saved.at >= SESSION_SECONDS
 
-    async def _save_session(self, connection: Connection, session: FeedSession) -> None:
-        ended_at, frames = session.ended_at, session.frames
-        await connection.execute(
-            _SAVE_SESSION,
-            session.session_id,
-            session.source,
-            session.url,
-            list(session.products),
-            session.started_at,
-            ended_at,
-            frames,
-            session.trades,
-            session.end_reason,
-            timeout=COMMAND_SECONDS,
-        )
-        if ended_at is None:
-            self._saved_sessions[session.session_id] = _Saved(time.monotonic(), frames)
-        else:
-            del self._sessions[session.session_id]
-            self._saved_sessions.pop(session.session_id, None)
+    async def _save_sessions(self, connection: Connection, sessions: list[FeedSession]) -> None:
+        """Save sessions in one go: of many connections, each would else hold up the next batch."""
+        rows = [
+            (
+                session.session_id,
+                session.source,
+                session.url,
+                list(session.products),
+                session.started_at,
+                session.ended_at,
+                session.frames,
+                session.trades,
+                session.end_reason,
+            )
+            for session in sessions
+        ]
+        await connection.executemany(_SAVE_SESSION, rows, timeout=COMMAND_SECONDS)
+        now = time.monotonic()
+        for session_id, _source, _url, _products, _started_at, ended_at, frames, *_ in rows:
+            if ended_at is None:
+                self._saved_sessions[session_id] = _Saved(now, frames)
+            else:
+                del self._sessions[session_id]
+                self._saved_sessions.pop(session_id, None)
 
     async def _make_partitions(self, connection: Connection) -> None:
         """Make the partitions of the coming days; without them rows go to the default partition."""

@@ -82,7 +82,9 @@ class BurstConnection(ClientConnection):
             super().data_received(data)
         if self._frames:
             self._news.set()
-            if len(self._frames) > MAX_WAITING_FRAMES and not self._is_paused:
+            # While it closes, the answer waits behind frames that nobody wants any more.
+            is_full = len(self._frames) > MAX_WAITING_FRAMES and self.state is State.OPEN
+            if is_full and not self._is_paused:
                 self._is_paused = True
                 self.transport.pause_reading()
 

@@ -12,7 +12,7 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from ingestion.coinbase.connection import MAX_FRAME_BYTES, BurstConnection
+from ingestion.coinbase.connection import MAX_FRAME_BYTES, MAX_WAITING_FRAMES, BurstConnection
 
 SIZES = [0, 1, 125, 126, 300, 65535, 65536]
 
@@ -36,6 +36,8 @@ async def connected(
         await speak(b"".join(protocol.data_to_send()), writer)
         while protocol.state is State.OPEN and (data := await reader.read(4096)):
             protocol.receive_data(data)
+        # The answer to a close.
+        writer.write(b"".join(protocol.data_to_send()))
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
@@ -44,7 +46,7 @@ async def connected(
         f"ws://127.0.0.1:{port}",
         compression=None,
         max_size=MAX_FRAME_BYTES,
-        close_timeout=0.1,
+        close_timeout=1,
         create_connection=BurstConnection,
     ) as socket:
         assert isinstance(socket, BurstConnection)
@@ -68,15 +70,15 @@ async def test_frames_arrive_whole_wherever_the_bytes_are_cut(piece: int) -> Non
     fragments = text(2, fin=False) + odd + text(3, Opcode.CONT)
 
     async def speak(answer: bytes, writer: asyncio.StreamWriter) -> None:
-        sent = answer + frames + fragments + text(4)
+        sent = answer + frames + fragments + fragments + text(4)
         for at in range(0, len(sent), piece):
             writer.write(sent[at : at + piece])
             await writer.drain()
             await asyncio.sleep(0)
 
     async with connected(speak) as socket:
-        found = await read(socket, len(sizes) + 2)
-        assert [len(frame) for frame in found] == [*sizes, 5, 4]
+        found = await read(socket, len(sizes) + 3)
+        assert [len(frame) for frame in found] == [*sizes, 5, 5, 4]
 
 
 async def test_what_came_before_the_end_is_returned_before_it() -> None:
@@ -112,7 +114,7 @@ async def test_a_wrong_frame_ends_the_connection(wrong: bytes, code: int) -> Non
         assert ended.value.sent.code == code
 
 
-async def test_a_socket_that_nobody_reads_is_stopped_and_still_closes_in_order() -> None:
+async def test_a_socket_that_nobody_reads_is_stopped_until_somebody_does() -> None:
     sent = 0
 
     async def speak(answer: bytes, writer: asyncio.StreamWriter) -> None:
@@ -129,5 +131,17 @@ async def test_a_socket_that_nobody_reads_is_stopped_and_still_closes_in_order()
             while before != sent:
                 before = sent
                 await asyncio.sleep(0.2)
-        assert len(await read(socket, 1)) < 10_000
-        assert len(await read(socket, 10_000)) >= 10_000
+        waiting = await socket.burst()
+        assert MAX_WAITING_FRAMES < len(waiting) < 2 * MAX_WAITING_FRAMES
+        await read(socket, before)
+
+
+async def test_a_socket_that_nobody_reads_closes_in_order() -> None:
+    frames = 2 * MAX_WAITING_FRAMES
+
+    async def speak(answer: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer + text(100) * frames)
+
+    async with connected(speak) as socket:
+        await asyncio.sleep(0.1)
+    assert socket.close_code == 1000
