@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+import structlog
 
 from ingestion.settings import IngestionSettings
 from medallion.dbt import install_packages
@@ -65,6 +66,13 @@ def _no_settings_from_outside() -> Iterator[None]:
 def _spool_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test, nor any process that it starts, save what waits in another's spool."""
     monkeypatch.setenv("SPOOL_DIR", str(tmp_path / "spool"))
+
+
+@pytest.fixture(autouse=True)
+def _log_of_its_own() -> Iterator[None]:
+    """Let no test log to what another took for standard error: that is closed by then."""
+    yield
+    structlog.reset_defaults()
 
 
 @dataclass

@@ -54,9 +54,10 @@ RIGHTS = {
 FUNCTIONS = {
     "medallion_ingest": {"bronze.make_partitions"},
     "medallion_transform": {
-        "bronze.settle", "bronze.is_timestamp", "bronze.require_whole_history", "ops.begin_run"
+        "bronze.settle", "bronze.is_timestamp", "bronze.trades_in_frame",
+        "bronze.require_whole_history", "ops.begin_run",
     },
-    "medallion_reader": {"bronze.is_timestamp"},
+    "medallion_reader": {"bronze.is_timestamp", "bronze.trades_in_frame"},
     "medallion_archive": {
         "bronze.make_day_table", "bronze.attach_day", "bronze.drop_day", "bronze.checked_id"
     },

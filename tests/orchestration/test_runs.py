@@ -35,7 +35,7 @@ def test_a_run_builds_the_marts_and_tells_rows_and_verdicts(
         if event.asset_key
     }
     assert {key.split("/")[0] for key in told} == {"silver", "gold", "ops"}
-    assert len(told) == 26
+    assert len(told) == 27
     assert told["gold/ohlc_1m"].metadata["dagster/row_count"].value == 2
     assert "dagster/row_count" not in told["silver/stg_coinbase__trades"].metadata
     verdicts = {check.check_name: check for check in done.get_asset_check_evaluations()}
