@@ -39,8 +39,8 @@ def _market_of(url: str) -> str:
     parts = urlsplit(url)
     host = parts.hostname or url
     if host.endswith(".coinbase.com"):
-        # Its two feeds show one market.
-        return "Coinbase"
+        # Its two feeds show one market; its sandbox makes trades up.
+        return "Coinbase's sandbox" if ".sandbox." in host else "Coinbase"
     if host != "127.0.0.1":
         return host
     if parts.path.startswith("/recordings/"):

@@ -157,12 +157,13 @@ class Stack:
             ours = not await asyncio.to_thread(server.is_running)
             port = await asyncio.to_thread(server.start)
             self._say(DATABASE, f"Listens on 127.0.0.1:{port}.")
-            watching = asyncio.create_task(self._keep_database(server))
+            unneeded = asyncio.Event()
+            watching = asyncio.create_task(self._keep_database(server, unneeded))
             try:
                 await self._run_services()
             finally:
-                watching.cancel()
-                if ours:
+                unneeded.set()
+                if await watching or ours:
                     await asyncio.to_thread(server.stop)
                     self._say(DATABASE, "Stopped.")
 
@@ -196,8 +197,12 @@ class Stack:
         def told(_number: int, _frame: FrameType | None) -> None:
             loop.call_soon_threadsafe(self._end)
 
-        numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
-        before = {number: signal.signal(number, told) for number in numbers if number}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # Windows has none; under nohup, the end of the terminal is to be outlived.
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup and signal.getsignal(hangup) is not signal.SIG_IGN:
+            numbers.append(hangup)
+        before = {number: signal.signal(number, told) for number in numbers}
         try:
             yield
         finally:
@@ -287,16 +292,22 @@ class Stack:
         if service.page:
             self._say(service.name, f"{service.page} is ready: {service.address}")
 
-    async def _keep_database(self, server: EmbeddedServer) -> None:
-        while True:
-            await asyncio.sleep(DATABASE_LOOK_SECONDS)
+    async def _keep_database(self, server: EmbeddedServer, unneeded: asyncio.Event) -> bool:
+        """Start the server again whenever it ends; return whether that was ever done."""
+        started = False
+        while not unneeded.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(unneeded.wait(), DATABASE_LOOK_SECONDS)
+                break
             if await asyncio.to_thread(server.is_running):
                 continue
             self._say(DATABASE, f"Ended: {server.log} says why. Starts again.", bad=True)
             try:
                 await asyncio.to_thread(server.start)
+                started = True
             except WarehouseError as error:
                 self._say(DATABASE, str(error), bad=True)
+        return started
 
     async def _unless_stopped(self, awaited: Coroutine[Any, Any, object]) -> None:
         """Wait for something, or for the stop."""

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection
-from websockets.frames import DATA_OPCODES, Frame
+from websockets.frames import DATA_OPCODES, CloseCode, Frame
 from websockets.protocol import Event, State
 
 MAX_FRAME_BYTES: Final = 16 * 2**20
@@ -15,6 +15,8 @@ bronze, and still keeps one frame from filling the memory."""
 MAX_WAITING_FRAMES: Final = 4096
 """One read of a busy socket (256 KiB) brings 900 frames: with fewer places, each read would stop
 and restart the socket."""
+MAX_FRAGMENTS: Final = 4096
+"""So many parts may one message come in, as `websockets` has it: empty ones are never too long."""
 
 _WHOLE_TEXT: Final = 0x81
 """How a text frame begins that is a whole message (RFC 6455, 5.2): nearly all of them."""
@@ -94,7 +96,11 @@ class BurstConnection(ClientConnection):
             super().process_event(event)
             return
         self._fragments.append(bytes(event.data))
-        if event.fin:
+        if len(self._fragments) > MAX_FRAGMENTS:
+            self._fragments.clear()
+            self.protocol.fail(CloseCode.MESSAGE_TOO_BIG, f"more than {MAX_FRAGMENTS} fragments")
+            self.send_data()
+        elif event.fin:
             self._frames.append(b"".join(self._fragments))
             self._fragments.clear()
 

@@ -12,7 +12,12 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from ingestion.coinbase.connection import MAX_FRAME_BYTES, MAX_WAITING_FRAMES, BurstConnection
+from ingestion.coinbase.connection import (
+    MAX_FRAGMENTS,
+    MAX_FRAME_BYTES,
+    MAX_WAITING_FRAMES,
+    BurstConnection,
+)
 
 SIZES = [0, 1, 125, 126, 300, 65535, 65536]
 
@@ -98,6 +103,11 @@ async def test_what_came_before_the_end_is_returned_before_it() -> None:
         pytest.param(Frame(Opcode.TEXT, b"masked").serialize(mask=True), 1002, id="masked"),
         pytest.param(b"\x91\x00", 1002, id="a bit that means nothing"),
         pytest.param(b"\x83\x00", 1002, id="no such opcode"),
+        pytest.param(
+            text(0, fin=False) + text(0, Opcode.CONT, fin=False) * MAX_FRAGMENTS,
+            1009,
+            id="too many fragments",
+        ),
         pytest.param(b"\x81\x7f" + (MAX_FRAME_BYTES + 1).to_bytes(8), 1009, id="too long"),
     ],
 )

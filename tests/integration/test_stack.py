@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from medallion.stack import Service, Stack, with_simulator
-from tests.conftest import SECONDS, Database
+from tests.conftest import SECONDS, Database, Server
 from warehouse.settings import WarehouseError
 
 pytestmark = [
@@ -102,11 +102,52 @@ async def test_a_second_ctrl_c_ends_what_does_not_end(stack: Stack, screen: Scre
     assert screen.found("ingest", "Ended by SIGKILL")
 
 
-async def test_another_market_is_not_mixed_in(stack: Stack, database: Database) -> None:
+@pytest.mark.parametrize(
+    ("recorded", "market"),
+    [
+        ("wss://advanced-trade-ws.coinbase.com", "Coinbase"),
+        ("wss://ws-feed-public.sandbox.exchange.coinbase.com", "Coinbase's sandbox"),
+    ],
+)
+async def test_another_market_is_not_mixed_in(
+    stack: Stack, database: Database, recorded: str, market: str
+) -> None:
     await asyncio.to_thread(
-        database.execute,
-        "insert into bronze.feed_sessions (session_id, source, url, products, started_at) values "
-        "(gen_random_uuid(), 'advanced_ws', 'wss://advanced-trade-ws.coinbase.com', '{}', now())",
+        database.fetch,
+        "insert into bronze.feed_sessions (session_id, source, url, products, started_at) "
+        "values (gen_random_uuid(), 'advanced_ws', $1, '{}', now())",
+        recorded,
     )
-    with pytest.raises(WarehouseError, match="holds trades from Coinbase"):
+    with pytest.raises(WarehouseError, match=f"holds trades from {market};"):
         await stack.run()
+
+
+async def test_a_database_that_was_started_again_is_stopped_as_well(
+    stack: Stack, screen: Screen, server: Server
+) -> None:
+    running = asyncio.create_task(stack.run())
+    await screen.wait_for("ingest", "subscribed")
+    try:
+        await asyncio.to_thread(server.embedded.stop)
+        await screen.wait_for("postgres", "Starts again")
+        # While it starts.
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(running, SECONDS)
+        assert screen.found("postgres", "Stopped.")
+        assert not server.embedded.is_running()
+    finally:
+        await asyncio.to_thread(server.embedded.start)
+
+
+async def test_under_nohup_it_outlives_its_terminal(stack: Stack, screen: Screen) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        running = asyncio.create_task(stack.run())
+        await screen.wait_for("ingest", "subscribed")
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(running, SECONDS)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    # Two signals that count would have killed it.
+    assert screen.found("ingest", "Ended with exit code 0")
