@@ -28,12 +28,11 @@
     case
         when
             length({{ column }}) <= 40
-            and {{ column }} like '%____-__-__T__:%'
             -- With its zone.
             and (
-                {{ column }} like '%Z'
-                or {{ column }} like '%T%+%'
-                or {{ column }} like '%T%-%'
+                {{ column }} like '%____-__-__T__:%Z'
+                or {{ column }} like '%____-__-__T__:%+%'
+                or {{ column }} like '%____-__-__T__:%-%'
             )
             then case when bronze.is_timestamp({{ column }}) then {{ column }}::timestamptz end
     end

@@ -72,7 +72,7 @@ def command(section: str) -> list[str]:
 
 def test_the_new_model_is_built_and_keeps_the_rules(house: Lakehouse, project: Path) -> None:
     house.receive(match(1, price="100"), match(2, price="90"), match(3, price="110"))
-    house.run("-s", "+ohlc_1h")
+    house.dbt("run", "-s", "+ohlc_1h")
     build = house.build(*command("Add a model")[1:])
     assert {"ohlc_4h", "ohlc_4h_invariants", "ohlc_4h_rolls_up"} <= build.statuses.keys()
     candle = house.one("select high, low, trade_count, bucket_4h from gold.ohlc_4h")
@@ -87,10 +87,10 @@ def test_the_new_model_is_built_and_keeps_the_rules(house: Lakehouse, project: P
 def test_the_new_check_passes_and_fails(house: Lakehouse) -> None:
     arguments = command("Add a check")
     house.receive(match(1, price="100"))
-    house.run("-s", "+ohlc_1m")
+    house.dbt("run", "-s", "+ohlc_1m")
     assert house.dbt(*arguments).statuses["prices_stay_within_tenfold"] == "pass"
     house.receive(match(2, price="1000.01"))
-    house.run("-s", "+ohlc_1m")
+    house.dbt("run", "-s", "+ohlc_1m")
     assert house.dbt(*arguments).failed == {"prices_stay_within_tenfold"}
 
 
@@ -138,7 +138,7 @@ def test_the_new_feed_reaches_silver(house: Lakehouse, project: Path) -> None:
             ingester.send_signal(signal.SIGTERM)
             _, told = ingester.communicate(timeout=SECONDS)
         assert ingester.returncode == 0, told
-    house.run(*command("Add a feed")[1:])
+    assert not house.dbt(*command("Add a feed")).failed
     trades = house.rows("select trade_id, source from silver.coinbase_trades order by trade_id")
     assert [(row["trade_id"], row["source"]) for row in trades] == [
         (trade_id, "full_ws") for trade_id in range(1, 11)

@@ -207,11 +207,8 @@ def test_the_stack_brings_trades_to_gold_and_is_healthy_throughout(
         assert time.monotonic() < until, containers.said("transform")
         time.sleep(0.5)
     # The UI has the definitions from the container with the passwords.
-    query = (
-        "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }"
-    )
     url = f"http://127.0.0.1:{containers.ports['3000']}/graphql"
-    answer = httpx.post(url, json={"query": query}, timeout=SECONDS).json()
+    answer = httpx.post(url, json={"query": LOCATIONS}, timeout=SECONDS).json()
     assert answer["data"]["repositoriesOrError"]["nodes"] == [{"location": {"name": "medallion"}}]
     for name in ("ingest", "transform", "dagster-code", "dagster-webserver", "dagster-daemon"):
         assert "Traceback" not in containers.said(name)

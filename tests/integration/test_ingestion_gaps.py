@@ -387,7 +387,7 @@ async def test_scattered_ids_that_do_not_exist_do_not_keep_a_repair_from_the_res
 async def test_a_product_that_rest_does_not_answer_for_holds_up_nobody(
     ledger: GapLedger, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingestion.repair.TURN_SECONDS", 0.5)
+    monkeypatch.setattr("ingestion.repair.TURN_SECONDS", 2)
     asked: list[str] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -6,41 +6,30 @@
     indexes=[{'columns': ['product_id', '(' ~ guarded_bigint('trade_id') ~ ')']}],
 ) }}
 
--- Used twice, PostgreSQL would else write out the whole table at every run.
-with trades as not materialized (
+with trades as (
     select * from {{ ref('stg_coinbase__trade_fields') }}
 ),
 
--- Likewise.
+-- Used twice, PostgreSQL would else write out the whole table at every run.
 accepted as not materialized (
     select * from {{ ref('coinbase_trades') }}
 ),
 
--- Of frames with one trade each, those that silver did not take.
-unaccepted as (
-    select trades.bronze_id
-    from trades
-    left join accepted
-        on
-            trades.bronze_id = accepted.bronze_id
-            and {{ in_window('accepted.bronze_id') }}
-    where
-        {{ in_window('trades.bronze_id') }}
-        and trades.source <> 'advanced_ws'
-        and accepted.bronze_id is null
-),
-
--- To judge what silver took would take longest, and that is nearly all. An array: a join would sort
--- all trades. Citus would gather it from its nodes: there, all are judged.
+-- To judge what silver took would take longest, and that is nearly all. A frame of the Advanced
+-- feed has several trades; and on Citus the join would gather all trades from their nodes.
 suspects as (
-    select * from trades
+    select trades.* from trades
+    {% if not is_citus() -%}
+        left join accepted
+            on
+                trades.bronze_id = accepted.bronze_id
+                and trades.source <> 'advanced_ws'
+                and {{ in_window('accepted.bronze_id') }}
+    {%- endif %}
     where
         {{ in_window('trades.bronze_id') }}
         {% if not is_citus() -%}
-            and (
-                trades.source = 'advanced_ws'
-                or trades.bronze_id = any(array(select bronze_id from unaccepted))
-            )
+            and accepted.bronze_id is null
         {%- endif %}
 ),
 
