@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import dagster as dg
@@ -90,21 +91,27 @@ def load_manifest() -> Path:
     written = project.manifest_path.stat().st_mtime if project.manifest_path.exists() else 0.0
     if any(file.stat().st_mtime > written for file in _files()):
         environment = WarehouseSettings().connection(Role.TRANSFORM).environment()
-        done = subprocess.run(
-            # Not in part: of a changed test, dbt would forget what its YAML says.
-            [
-                *(DBT, "--quiet", "--no-use-colors", "--no-partial-parse"),
-                *("parse", "--target-path", project.target_path),
-                *("--log-path", project.target_path),
-            ],
-            cwd=DBT_PROJECT,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise WarehouseError(f"dbt can't read its project:\n{done.stdout}")
+        target = DBT_PROJECT / project.target_path
+        target.mkdir(parents=True, exist_ok=True)
+        # Several of Dagster's processes may begin at once: each writes its own, none reads half.
+        with TemporaryDirectory(dir=target.parent, prefix=f"{target.name}-") as written_to:
+            done = subprocess.run(
+                # Not in part: of a changed test, dbt would forget what its YAML says.
+                [
+                    *(DBT, "--quiet", "--no-use-colors", "--no-partial-parse"),
+                    *("parse", "--target-path", written_to, "--log-path", written_to),
+                ],
+                cwd=DBT_PROJECT,
+                env={**os.environ, **environment},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode != 0:
+                raise WarehouseError(f"dbt can't read its project:\n{done.stdout}")
+            # The manifest last: its age tells whether this is to be done again.
+            for name in ("partial_parse.msgpack", "manifest.json"):
+                (Path(written_to) / name).replace(target / name)
     return project.manifest_path
 
 

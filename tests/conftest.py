@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SYSTEM_BINARIES = Path("/usr/lib/postgresql/15/bin")
 TEMPLATE = "medallion_template"
 SETTINGS = (WarehouseSettings, IngestionSettings, OrchestrationSettings)
-SECONDS = 60
+SECONDS = 120
 """How long a test waits for anything; a process that is still there then is killed."""
 ROLE_NAMES = {"medallion_owner": Role.ADMIN, "postgres": Role.ADMIN} | {
     role.value: role for role in Role

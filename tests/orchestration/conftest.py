@@ -8,7 +8,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from medallion.dbt import install_packages
 from tests.conftest import Database, Server
 from tests.dbt.conftest import Lakehouse
 
@@ -16,7 +15,6 @@ from tests.dbt.conftest import Lakehouse
 @pytest.fixture(scope="session")
 def definitions(server: Server) -> dg.Definitions:
     """Load what `medallion dagster` loads."""
-    install_packages()
     database = Database(server.settings.model_copy(update={"pgdatabase": "crypto_dw"}))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in database.environment().items():

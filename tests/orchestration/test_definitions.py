@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,20 @@ def test_every_check_of_dbt_is_a_check_of_an_asset(graph: Any) -> None:
     nodes = read_manifest_path(load_manifest())["nodes"].values()
     tests = {node["name"] for node in nodes if node["resource_type"] == "test"}
     assert {key.name for key in graph.asset_check_keys} == tests
+
+
+def test_a_manifest_that_is_written_anew_is_never_seen_half_written(house: Lakehouse) -> None:
+    path = load_manifest()
+    os.utime(path, (0, 0))
+    # Who has opened the old one reads on in it: the new one takes its place, whole.
+    with path.open("rb") as opened:
+        before = opened.read()
+        load_manifest()
+        opened.seek(0)
+        assert opened.read() == before
+    assert path.stat().st_mtime > 0
+    generated = json.loads(path.read_bytes())["metadata"]["generated_at"]
+    assert generated > json.loads(before)["metadata"]["generated_at"]
 
 
 def test_checks_say_what_they_check(definitions: dg.Definitions) -> None:
