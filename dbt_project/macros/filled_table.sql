@@ -30,4 +30,8 @@
         {%- endif -%}
     {%- endif -%}
     {%- do default__create_indexes(relation) -%}
+    {# Whatever reads it next would be planned for some thousand rows, until autovacuum has been here. #}
+    {%- if model.resource_type == 'model' -%}
+        {%- do run_query('analyze ' ~ relation) -%}
+    {%- endif -%}
 {%- endmacro %}
