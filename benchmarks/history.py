@@ -1,7 +1,8 @@
 """Databases with a month of trades in bronze, all alike but for how many there are.
 
-Fifty products over thirty days: the n-th has an n-th of the first one's trades, as on the exchange
-(docs/scaling.md). A few trades are missing, and come later; a few have no price.
+Fifty products over thirty days, where no others are asked for: the n-th has an n-th of the first
+one's trades, as on the exchange (docs/scaling.md). A few trades are missing, and come later; a few
+have no price.
 """
 
 from __future__ import annotations
@@ -228,11 +229,22 @@ class History:
         server: any database of the server.
         trades: how many there are, but for those that are missing.
         folder: for what dbt writes.
+        products: how many there are.
+        days: over how many, before END.
 
     """
 
-    def __init__(self, server: WarehouseSettings, trades: int, folder: Path) -> None:
+    def __init__(
+        self,
+        server: WarehouseSettings,
+        trades: int,
+        folder: Path,
+        products: int = PRODUCTS,
+        days: int = DAYS,
+    ) -> None:
         self.trades = trades
+        self._products = products
+        self._period = timedelta(days)
         self.settings = server.model_copy(update={"pgdatabase": f"history_{trades}"})
         self._folder = folder / self.settings.pgdatabase
         self._received_to = END
@@ -242,12 +254,11 @@ class History:
         asyncio.run(migrate(self.settings))
 
         async def fill(connection: Connection) -> None:
-            await connection.execute(_SCHEMA.format(products=PRODUCTS))
+            await connection.execute(_SCHEMA.format(products=self._products))
             await connection.execute(_PARTITIONS)
-            start, period = END - timedelta(DAYS), timedelta(DAYS)
             # The sort of all trades by their time fits into it.
             await connection.execute("set work_mem to '1GB'")
-            await connection.execute(_DRAW, self.trades, start, period)
+            await connection.execute(_DRAW, self.trades, END - self._period, self._period)
             await connection.execute(_SET_ASIDE, self.trades, MISSING, END - timedelta(1))
             await connection.execute(_RECEIVE)
             await connection.execute(_RECORD_GAPS)

@@ -19,6 +19,7 @@ from typing import Final
 from benchmarks import increment, reads, rebuild, storage
 from benchmarks.history import Connection, History
 from benchmarks.measure import environment, load, machine, options, tell, warehouse
+from medallion.status import read_status
 from orchestration.candles import due_candles
 from warehouse.settings import Role, WarehouseSettings
 
@@ -70,8 +71,9 @@ def main() -> None:
             reads.section(longest, ROUNDS),
         ]
         built[0].dbt("build", "--selector", "full")
-        # What is asked hourly.
+        # What is asked hourly, and by `medallion status`.
         asyncio.run(due_candles(longest.settings.connection(Role.TRANSFORM)))
+        asyncio.run(read_status(longest.settings.connection(Role.TRANSFORM)))
         databases = [*(history.settings for history in built), run_whole(server)]
         sections.append(storage.section(longest, databases))
         # Last, for it makes the tables and their indexes anew.

@@ -466,13 +466,13 @@ def dashboard(port: Port = 8501, host: Host = "127.0.0.1") -> None:
     # What is set wrongly is told here; a database that is away, on the page.
     WarehouseSettings().connection(Role.READER)
     _refuse_taken_port(host, port, "--port and --host")
-    command = Path(sys.executable).with_name("streamlit")
-    arguments = ["run", "market.py", "--server.address", host, "--server.port", str(port)]
+    command = [sys.executable, "-m", "dashboards", "run", "market.py"]
+    address = ["--server.address", host, "--server.port", str(port)]
     console.print(f"The market page is on http://{host}:{port}. Ctrl-C stops it.")
     # Its .streamlit/config.toml says how it looks, and that it tells nobody.
     os.chdir(PROJECT_ROOT / "dashboards")
     # In place of this process: what stops this one stops it.
-    os.execv(command, [str(command), *arguments])  # noqa: S606  (no shell is what is wanted)
+    os.execv(sys.executable, [*command, *address])  # noqa: S606  (no shell is what is wanted)
 
 
 @app.command()

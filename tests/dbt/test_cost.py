@@ -16,6 +16,7 @@ import psycopg2
 import pytest
 
 from dashboards import queries
+from medallion.status import NEWEST
 from tests.dbt.conftest import Dbt, Lakehouse, advanced_frame, match, product
 
 pytestmark = pytest.mark.postgres18_only
@@ -26,6 +27,7 @@ TRADES = 100_000
 READ_AT_MOST = 4_000
 # The 20,000 frames that it looks at, for each of three sources; there are 200,000.
 ARRIVALS_READ_AT_MOST = 60_010
+NEWEST_READ_AT_MOST = 1_000
 HOUR = 3600
 WINDOW = """
 select
@@ -130,6 +132,21 @@ async def rows_read_by_the_page(lakehouse: Lakehouse) -> dict[tuple[str, str], i
     return read
 
 
+async def rows_read_by_the_status(lakehouse: Lakehouse) -> dict[tuple[str, str], int]:
+    """Count what `medallion status` reads for the newest entry of each table."""
+    connection = await lakehouse.database.connect("medallion_transform")
+    explained: Any = Explained(connection)
+    try:
+        # Some of them are short here.
+        await connection.execute("set enable_seqscan to off")
+        for name, newest in NEWEST.items():
+            await explained.fetch(newest.format(name))
+    finally:
+        await connection.close()
+    read: dict[tuple[str, str], int] = explained.read
+    return read
+
+
 def test_models_checks_and_the_page_read_no_more_as_history_grows(
     lakehouse: Lakehouse, dbt: Dbt
 ) -> None:
@@ -171,4 +188,11 @@ def test_models_checks_and_the_page_read_no_more_as_history_grows(
         where: rows
         for where, rows in by_the_page.items()
         if rows > (ARRIVALS_READ_AT_MOST if where[0] == queries.ARRIVALS else READ_AT_MOST)
+    } == {}
+    by_the_status = asyncio.run(rows_read_by_the_status(lakehouse))
+    assert len(by_the_status) >= len(NEWEST)
+    assert {
+        where: rows
+        for where, rows in by_the_status.items()
+        if rows > (NEWEST_READ_AT_MOST if where[1] == "coinbase_trades" else 2)
     } == {}

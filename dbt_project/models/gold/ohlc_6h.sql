@@ -1,6 +1,6 @@
 {{ config(
     unique_key=['product_id', 'bucket_6h'],
-    indexes=[{'columns': ['bronze_id']}],
+    indexes=[{'columns': ['bucket_6h']}, {'columns': ['bronze_id']}],
 ) }}
 
 {{ roll_up_candles(
