@@ -30,8 +30,9 @@
         {%- endif -%}
     {%- endif -%}
     {%- do default__create_indexes(relation) -%}
-    {# Whatever reads it next would be planned for some thousand rows, until autovacuum has been here. #}
-    {%- if model.resource_type == 'model' -%}
+    {# Whatever reads it next would be planned for some thousand rows, until autovacuum has been here.
+       Citus refuses it in a transaction that wrote to a copy on each node. #}
+    {%- if not is_citus() and model.resource_type == 'model' -%}
         {%- do run_query('analyze ' ~ relation) -%}
     {%- endif -%}
 {%- endmacro %}
