@@ -70,3 +70,24 @@ def test_several_faults_of_one_trade_are_all_named(lakehouse: Lakehouse) -> None
     assert lakehouse.one("select reject_reasons from silver.coinbase_trades_quarantine") == {
         "reject_reasons": ["invalid_size", "missing_side", "non_positive_price"]
     }
+
+
+ON_ALL_CORES = """
+alter database {name} set min_parallel_table_scan_size = 0;
+alter database {name} set parallel_setup_cost = 0;
+alter database {name} set parallel_tuple_cost = 0;
+"""
+REJECTED = "select bronze_id, reject_reasons from silver.coinbase_trades_quarantine order by 1"
+
+
+def test_a_full_refresh_on_all_cores_quarantines_the_same(lakehouse: Lakehouse) -> None:
+    changes = [change for changes in BAD_VALUES.values() for change in changes]
+    frames = [match(1000 + number, **change) for number, change in enumerate(changes)]
+    lakehouse.receive(match(1), *frames)
+    models = ("run", "--full-refresh", "--select", "+coinbase_trades_quarantine")
+    assert lakehouse.dbt(*models).failed == set()
+    rejected = lakehouse.rows(REJECTED)
+    lakehouse.database.execute(ON_ALL_CORES.format(name=lakehouse.database.name))
+    assert lakehouse.dbt(*models).failed == set()
+    assert lakehouse.rows(REJECTED) == rejected
+    assert len(rejected) == len(frames)
