@@ -26,6 +26,7 @@ from warehouse.settings import Role, WarehouseSettings
 SHORT: Final = (10_000, 100_000, 500_000)
 FULL: Final = (100_000, 1_000_000, 10_000_000)
 ROUNDS: Final = 5
+REBUILDS: Final = 3
 
 
 def histories(server: WarehouseSettings, lengths: Sequence[int], folder: Path) -> list[History]:
@@ -60,11 +61,11 @@ def run_whole(server: WarehouseSettings) -> WarehouseSettings:
 
 def main() -> None:
     """Measure once."""
-    full = options(__doc__).parse_args().full
+    lengths = FULL if options(__doc__).parse_args().full else SHORT
     load_before = load()
     with warehouse() as server, tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        built = histories(server, FULL if full else SHORT, folder)
+        built = histories(server, lengths, folder)
         longest = built[-1]
         sections = [
             increment.section(built, ROUNDS),
@@ -77,7 +78,7 @@ def main() -> None:
         databases = [*(history.settings for history in built), run_whole(server)]
         sections.append(storage.section(longest, databases))
         # Last, for it makes the tables and their indexes anew.
-        sections.append(rebuild.section(longest, folder, 1 if full else 3))
+        sections.append(rebuild.section(longest, folder, REBUILDS))
         sections.append(machine(server, load_before))
     print("\n\n".join(sections))
 

@@ -55,7 +55,7 @@ class Timed:
         lines = await self._connection.fetch(
             f"explain (analyze, costs off, buffers off) {query}", *self._asked[query]
         )
-        return "\n".join(at_work([line for (line,) in lines]))
+        return "\n".join(at_work([line for (line,) in lines])) or "It found nothing."
 
 
 def at_work(plan: Sequence[str]) -> Iterator[str]:
@@ -98,9 +98,9 @@ def questions() -> dict[str, str]:
 
 
 def section(history: History, rounds: int) -> str:
-    """Measure each query, and show how the slowest runs."""
+    """Measure each query, and show how PostgreSQL runs it."""
 
-    async def read(connection: Connection) -> tuple[dict[str, list[float]], str, str]:
+    async def read(connection: Connection) -> tuple[dict[str, list[float]], dict[str, str]]:
         timed: Any = Timed(connection)
         for _ in range(rounds):
             await queries.read_products(timed)
@@ -110,22 +110,23 @@ def section(history: History, rounds: int) -> str:
             await queries.read_pipeline(timed)
             for _, query in documented():
                 await timed.fetch(query)
-        slowest = max(timed.took, key=lambda query: median(timed.took[query]))
-        return timed.took, slowest, await timed.plan(slowest)
+        return timed.took, {query: await timed.plan(query) for query in timed.took}
 
-    took, slowest, plan = history.ask(read, Role.READER)
+    took, plans = history.ask(read, Role.READER)
     names = questions()
-    rows = [
-        [names[query], middle(times, ",.1f")]
-        for query, times in sorted(took.items(), key=lambda item: -median(item[1]))
+    slowest_first = [
+        (names[query], took[query], plans[query])
+        for query in sorted(took, key=lambda query: -median(took[query]))
         if query in names
     ]
+    rows = [[name, middle(times, ",.1f")] for name, times, _ in slowest_first]
+    plans_told = "\n\n".join(f"{name}:\n\n```\n{plan}\n```" for name, _, plan in slowest_first)
     return (
         "### Reads\n\n"
         f"Each query of the market page and of the documents for Power BI and Metabase, as "
         f"`medallion_reader`, at {history.trades:,} trades: planned, run, and its rows written "
         f"out; {rounds} rounds.\n\n"
         + table(["query", "ms"], rows)
-        + f"\n\nHow PostgreSQL runs the slowest, {names[slowest]}, "
-        f"but for what found nothing:\n\n```\n{plan}\n```"
+        + "\n\n<details><summary>How PostgreSQL runs each of them, but for what found nothing"
+        f"</summary>\n\n{plans_told}\n\n</details>"
     )

@@ -40,6 +40,7 @@ def test_every_query_of_page_and_documents_is_measured(history: History) -> None
     told = reads.section(history, rounds=1)
     for name in reads.questions().values():
         assert f"| {name} |" in told
+        assert f"\n{name}:\n\n```\n" in told
 
 
 def test_bytes_and_unused_indexes_are_told(history: History) -> None:
