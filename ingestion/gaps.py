@@ -264,6 +264,11 @@ class Tried:
     """So many do not exist, for the exchange was asked often enough."""
 
 
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class GapLedger:
     """Keeps what is missing in the database, over one connection that is opened anew when it broke.
 
@@ -304,6 +309,9 @@ class GapLedger:
             except _AWAY as error:
                 # After any failure only a new connection is to be trusted.
                 self.close()
+                if _is_being_cancelled():
+                    # The end of the transaction failed, too, and took the place of the cancelling.
+                    raise asyncio.CancelledError from error
                 told = str(error) or type(error).__name__
                 if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
                     told = f"{told}: run `medallion migrate`"

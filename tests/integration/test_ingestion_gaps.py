@@ -245,6 +245,29 @@ async def test_a_ledger_that_is_away_says_so_and_comes_back(database: Any) -> No
     ledger.close()
 
 
+async def test_cancelling_is_not_lost_where_the_connection_breaks_meanwhile(
+    database: Any, admin: Any
+) -> None:
+    connections: list[asyncpg.Connection[asyncpg.Record]] = []
+
+    async def connect() -> asyncpg.Connection[asyncpg.Record]:
+        connections.append(await database.connect("medallion_ingest"))
+        return connections[-1]
+
+    ledger = GapLedger(connect)
+    await ledger.due()
+    async with admin.transaction():
+        await admin.execute("lock table bronze.trade_gaps")
+        asking = asyncio.create_task(ledger.due())
+        await asyncio.sleep(0.1)
+        # The transaction can't be ended then, and says so in place of the cancelling: a repair
+        # that took it for a database that is away would go on, and the ingester never end.
+        connections[-1].terminate()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+
 async def test_only_one_repairs_a_product_at_a_time(ledger: GapLedger, database: Any) -> None:
     another = GapLedger(lambda: database.connect("medallion_ingest"))
     async with (
