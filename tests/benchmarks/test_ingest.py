@@ -33,9 +33,13 @@ def test_each_client_of_the_feed_is_measured_against_the_ingester(database: Any)
         trades_per_second, client_cpu = re.findall(r"([\d,.]+) \(", row)[:2]
         assert float(trades_per_second.replace(",", "")) > 0
         assert float(client_cpu) > 0
-    # Both stored what they took: the count of each checks that none is missing, and none twice.
-    (stored,) = database.fetch("select count(distinct session_id) from bronze.coinbase_trades_raw")
-    assert stored["count"] == 3  # Two connections of the ingester, and the plain loop's name.
+    # Both stored what they took: the count of each checks that none is missing, and none twice, and
+    # leaves no row behind.
+    (found,) = database.fetch(
+        "select (select count(*) from bronze.feed_sessions) as sessions, "
+        "(select count(*) from bronze.coinbase_trades_raw) as rows"
+    )
+    assert dict(found) == {"sessions": 2, "rows": 0}
 
 
 def test_memory_is_read_after_few_trades_and_after_many(database: Any) -> None:
