@@ -80,6 +80,10 @@ class Repairer:
                 away, others = group.split(LedgerAwayError)
                 if others is not None or away is None:
                     raise
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    # Before Python 3.13, a group of tasks raises their errors in its place.
+                    raise asyncio.CancelledError from group
                 delay = min(FIRST_RETRY_SECONDS * 2**failures, LONGEST_RETRY_SECONDS)
                 failures = min(failures + 1, 16)
                 log.warning("repair_paused", error=str(away.exceptions[0]), retry_in=delay)

@@ -268,6 +268,25 @@ async def test_cancelling_is_not_lost_where_the_connection_breaks_meanwhile(
             await asking
 
 
+async def test_a_repair_that_is_cancelled_while_the_ledger_is_away_ends(ledger: GapLedger) -> None:
+    began = asyncio.Event()
+
+    class Away(Repairer):
+        async def fill_what_is_due(self) -> bool:
+            began.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                raise ExceptionGroup("as a group of tasks does", [LedgerAwayError("away")])
+
+    async with RestClient("http://127.0.0.1:1") as rest:
+        repairing = asyncio.create_task(Away(ledger, rest, uuid4()).run())
+        await began.wait()
+        repairing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(repairing, 10)
+
+
 async def test_only_one_repairs_a_product_at_a_time(ledger: GapLedger, database: Any) -> None:
     another = GapLedger(lambda: database.connect("medallion_ingest"))
     async with (
