@@ -264,7 +264,8 @@ class Tried:
     """So many do not exist, for the exchange was asked often enough."""
 
 
-def _is_being_cancelled() -> bool:
+def is_being_cancelled() -> bool:
+    """Tell whether this task was told to end: what it catches may have taken that error's place."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -309,7 +310,7 @@ class GapLedger:
             except _AWAY as error:
                 # After any failure only a new connection is to be trusted.
                 self.close()
-                if _is_being_cancelled():
+                if is_being_cancelled():
                     # The end of the transaction failed, too, and took the place of the cancelling.
                     raise asyncio.CancelledError from error
                 told = str(error) or type(error).__name__

@@ -15,7 +15,7 @@ from ingestion.bronze import RejectedRow, TradeRow
 from ingestion.coinbase.rest import RestClient, RestRefusedError, RestTrade
 from ingestion.continuity import MAX_ID, IdRange, clip, contains, count, subtract
 from ingestion.errors import LedgerAwayError
-from ingestion.gaps import GapLedger, RowRefusedError
+from ingestion.gaps import GapLedger, RowRefusedError, is_being_cancelled
 
 log = structlog.get_logger(__name__)
 
@@ -80,8 +80,7 @@ class Repairer:
                 away, others = group.split(LedgerAwayError)
                 if others is not None or away is None:
                     raise
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if is_being_cancelled():
                     # Before Python 3.13, a group of tasks raises their errors in its place.
                     raise asyncio.CancelledError from group
                 delay = min(FIRST_RETRY_SECONDS * 2**failures, LONGEST_RETRY_SECONDS)
