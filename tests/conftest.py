@@ -45,6 +45,8 @@ ROLE_NAMES = {"medallion_owner": Role.ADMIN, "postgres": Role.ADMIN} | {
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put dbt's packages in place once, ahead of the workers that read them."""
+    # A shell has its background jobs ignore it, and so would all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         install_packages()
 
